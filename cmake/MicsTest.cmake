@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+# Registration of tests.
+include_guard(GLOBAL)
+
+set(MICS_TEST_LABELS quick full soak sanitize)
+foreach(label IN LISTS MICS_TEST_LABELS)
+  add_custom_target(mics_tests_${label})
+endforeach()
+
+# What a test runs under: quiet, on any number of cores, next to other tests.
+#  - OpenMP: one thread a rank, and no binding, which would put the ranks of two tests that run at
+#    once on the same core. Kokkos warns where OMP_PROC_BIND is unset, and of more ranks than cores.
+#  - GoogleTest would colour its output, as Open MPI gives rank 0 a terminal.
+#  - Open MPI: more ranks than cores are allowed and give way to one another; no network is
+#    needed on one machine (`vader` is the name of shared memory that 4.x and 5.x both know).
+#  - Open MPI refuses to run as root, as in a container, unless told twice.
+set(mics_test_environment OMP_NUM_THREADS=1 OMP_PROC_BIND=false KOKKOS_DISABLE_WARNINGS=1 GTEST_COLOR=no)
+set(mics_test_launch "${MPIEXEC_EXECUTABLE}")
+if(MPIEXEC_EXECUTABLE)
+  execute_process(COMMAND "${MPIEXEC_EXECUTABLE}" --version OUTPUT_VARIABLE launcher ERROR_QUIET)
+  if(launcher MATCHES "Open ?MPI|OpenRTE")
+    list(APPEND mics_test_launch --oversubscribe --bind-to none)
+    list(APPEND mics_test_environment OMPI_MCA_btl=self,vader OMPI_MCA_pml=ob1
+         OMPI_MCA_mpi_yield_when_idle=1)
+    execute_process(COMMAND id -u OUTPUT_VARIABLE user OUTPUT_STRIP_TRAILING_WHITESPACE)
+    if(user STREQUAL "0")
+      list(APPEND mics_test_environment OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
+    endif()
+  endif()
+endif()
+if(MICS_SANITIZE)
+  set(suppressions "${CMAKE_CURRENT_LIST_DIR}/../tests/support/leaks_of_others.txt")
+  cmake_path(NORMAL_PATH suppressions)
+  list(APPEND mics_test_environment UBSAN_OPTIONS=print_stacktrace=1
+       LSAN_OPTIONS=suppressions=${suppressions}:print_suppressions=0)
+endif()
+
+# mics_add_test(<concept>.<name>
+#               SOURCES <file>...
+#               LIBS <target>...
+#               LABELS quick|full|soak|sanitize...
+#               [RANKS <n>...]
+#               [TIMEOUT <seconds>])
+#
+# Builds one GoogleTest program, with tests/support/mpi_main.cpp as its main, and registers it
+# once per rank count as mics.<concept>.<name>.np<n>. RANKS 0 (the default) is one process without
+# mpiexec, mics.<concept>.<name>.serial. TIMEOUT (default 120) is for the whole program.
+#
+# A test labelled quick gets the label full as well. A program in which tests were skipped and none
+# failed counts as skipped, so that a skip is seen.
+function(mics_add_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "SOURCES;LIBS;RANKS;LABELS")
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "mics_add_test(${name}): unknown arguments ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  if(NOT name MATCHES "^[a-z0-9_]+\\.[a-z0-9_]+$")
+    message(FATAL_ERROR "mics_add_test(${name}): expected <concept>.<name>")
+  endif()
+  if(NOT arg_SOURCES)
+    message(FATAL_ERROR "mics_add_test(${name}): expected SOURCES")
+  endif()
+  if(NOT DEFINED arg_RANKS)
+    set(arg_RANKS 0)
+  endif()
+  set(timeout)
+  if(arg_TIMEOUT)
+    set(timeout TIMEOUT ${arg_TIMEOUT})
+  endif()
+  string(REPLACE "." "_" target "mics_test_${name}")
+
+  add_executable(${target} ${arg_SOURCES})
+  target_link_libraries(${target} PRIVATE mics_test_main mics_warnings ${arg_LIBS})
+  if(NOT Kokkos_ENABLE_CUDA) # nvcc_wrapper knows no precompiled headers
+    target_precompile_headers(${target} REUSE_FROM mics_test_main)
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF) # as mics_test_main
+    target_compile_options(${target} PRIVATE "$<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>")
+  endif()
+  foreach(source IN LISTS arg_SOURCES)
+    cmake_path(ABSOLUTE_PATH source NORMALIZE)
+    set_property(GLOBAL APPEND PROPERTY mics_test_sources "${source}")
+  endforeach()
+
+  foreach(ranks IN LISTS arg_RANKS)
+    if(ranks EQUAL 0)
+      set(test mics.${name}.serial)
+      set(launch)
+    else()
+      set(test mics.${name}.np${ranks})
+      set(launch ${mics_test_launch} -n ${ranks})
+    endif()
+    mics_add_test_command(
+      ${test} COMMAND ${launch} $<TARGET_FILE:${target}>
+      TARGETS ${target} RANKS ${ranks} LABELS ${arg_LABELS} ${timeout})
+    # The line that mpi_main.cpp prints if tests were skipped and none failed. GoogleTest's own
+    # line would not do: CTest would call a program skipped that also failed.
+    set_tests_properties(
+      ${test} PROPERTIES SKIP_REGULAR_EXPRESSION "mics: passed, but skipped [0-9]+ test")
+  endforeach()
+endfunction()
+
+# mics_add_test_command(<ctest name>
+#                       COMMAND <word>...
+#                       LABELS quick|full|soak|sanitize...
+#                       [TARGETS <target>...]
+#                       [RANKS <n>]
+#                       [TIMEOUT <seconds>])
+#
+# Registers any command as a test, with the same labels and environment. TARGETS are what it needs
+# built: the target mics_tests_<label> builds what the tests of a label need. RANKS only tells
+# CTest how many processes the command starts.
+function(mics_add_test_command name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT;RANKS" "COMMAND;LABELS;TARGETS")
+  if(NOT arg_COMMAND OR arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "mics_add_test_command(${name}): expected COMMAND, LABELS, TARGETS, RANKS, TIMEOUT")
+  endif()
+  foreach(label IN LISTS arg_LABELS)
+    if(NOT label IN_LIST MICS_TEST_LABELS)
+      list(JOIN MICS_TEST_LABELS ", " labels)
+      message(FATAL_ERROR "${name}: unknown label ${label}; labels are ${labels}")
+    endif()
+  endforeach()
+  if(NOT arg_LABELS)
+    message(FATAL_ERROR "${name}: expected LABELS; a test without one would never run")
+  endif()
+  if("quick" IN_LIST arg_LABELS)
+    list(APPEND arg_LABELS full)
+    list(REMOVE_DUPLICATES arg_LABELS)
+  endif()
+  if(NOT arg_RANKS)
+    set(arg_RANKS 1)
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  if(MICS_SANITIZE)
+    math(EXPR arg_TIMEOUT "4 * ${arg_TIMEOUT}") # instrumented code is that much slower
+  endif()
+  # A single test of a program may take half of the program's time; the watchdog then names it.
+  math(EXPR watchdog_limit "${arg_TIMEOUT} / 2")
+  foreach(label IN LISTS arg_LABELS)
+    if(arg_TARGETS)
+      add_dependencies(mics_tests_${label} ${arg_TARGETS})
+    endif()
+  endforeach()
+  add_test(NAME ${name} COMMAND ${arg_COMMAND})
+  set_tests_properties(
+    ${name}
+    PROPERTIES PROCESSORS "${arg_RANKS}"
+               TIMEOUT "${arg_TIMEOUT}"
+               LABELS "${arg_LABELS}"
+               ENVIRONMENT "${mics_test_environment};MICS_TEST_TIMEOUT=${watchdog_limit}")
+endfunction()
+
+# Fails if a file *_test.cpp below <folder> belongs to no mics_add_test.
+function(mics_check_all_tests_registered folder)
+  get_property(registered GLOBAL PROPERTY mics_test_sources)
+  file(GLOB_RECURSE present CONFIGURE_DEPENDS "${folder}/*_test.cpp")
+  if(registered)
+    list(REMOVE_ITEM present ${registered})
+  endif()
+  if(present)
+    list(JOIN present "\n  " files)
+    message(FATAL_ERROR "these tests are in no mics_add_test:\n  ${files}")
+  endif()
+endfunction()

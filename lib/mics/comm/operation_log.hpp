@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace mics::comm {
+
+/// The collectives of a step, by purpose.
+enum class Purpose : std::uint8_t {
+  gather,           ///< all-gather of a buffer over the shard group (both stages count as one)
+  hop1,             ///< reduce-scatter of a buffer over the shard group
+  hop2,             ///< reduction of a buffer over the replica group
+  publish,          ///< all-gather of updated slices over the replica group
+  norm,             ///< exchange of norm, samples and loss
+  agreement,        ///< small checks that ranks do the same thing
+};
+inline constexpr int purposes = 6;
+
+[[nodiscard]] std::string_view name(Purpose purpose);
+
+/// What a collective is for: shown in messages, counted in the log.
+struct Operation {
+  Purpose purpose = Purpose::agreement;
+  std::string_view object;  ///< unit or buffer, lives as long as the engine
+  std::int64_t bytes = 0;   ///< of the whole result
+};
+
+/// Counts of every purpose and the last 256 operations of this rank. Local.
+class OperationLog {
+ public:
+  static constexpr std::size_t capacity = 256;
+
+  void record(const Operation& operation);
+  [[nodiscard]] std::int64_t count(Purpose purpose) const {
+    return counts_[static_cast<std::size_t>(purpose)];
+  }
+  [[nodiscard]] std::int64_t total() const { return total_; }
+  /// The newest `n` operations, oldest first, in one line.
+  [[nodiscard]] std::string tail(std::size_t n = capacity) const;
+
+ private:
+  std::array<std::int64_t, purposes> counts_{};
+  std::array<Operation, capacity> ring_{};
+  std::int64_t total_ = 0;
+};
+
+}  // namespace mics::comm

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <mics/comm/communicator.hpp>
+#include <mics/comm/failure_channel.hpp>
+#include <mics/comm/operation_log.hpp>
+#include <mics/comm/transport.hpp>
+#include <mics/engine/engine.hpp>
+#include <mics/parallel/process_groups.hpp>
+#include <mics/parallel/slot_schedule.hpp>
+#include <mics/plan/plan.hpp>
+#include <mics/state/arena.hpp>
+
+namespace mics::detail {
+
+/// What an Engine holds and does. Leases and scopes point here, so it does not move.
+class EngineState {
+ public:
+  EngineState(MPI_Comm comm, const Model& model, const Config& config, const Execution& exec,
+              LogSink log);
+  ~EngineState();
+  EngineState(const EngineState&) = delete;
+  EngineState& operator=(const EngineState&) = delete;
+
+  void begin_micro_step(const MicroStep& micro_step);
+  void begin_evaluation();
+  void declare_order(std::span<const UnitId> order);
+
+  void acquire(UnitId unit, const Execution& exec, Keep keep);
+  void release(UnitId unit, const std::vector<Execution>& users) noexcept;
+  [[nodiscard]] RawView parameter_view(UnitId unit, const ViewRequest& request) const;
+
+  void open_gradient(UnitId unit, const Execution& exec, GradientMode mode);
+  void close_gradient(UnitId unit, const std::vector<Execution>& users, bool reduce);
+  [[nodiscard]] RawView gradient_view(UnitId unit, const ViewRequest& request) const;
+
+  std::shared_ptr<const StepResult> step();
+  void set_learning_rates(std::span<const double> table);
+  void sum(std::span<double> values);
+  void read(ParameterId parameter, std::span<double> values, bool master);
+  void quiet(const Execution& exec);
+
+  void require_alive();
+  /// Never throws: for destructors. \see comm::FailureChannel::fail
+  void fail(const std::string& text, bool text_follows) noexcept {
+    failures_.fail(text, text_follows);
+  }
+
+  [[nodiscard]] const comm::FailureChannel& failures() const { return failures_; }
+  [[nodiscard]] const Execution& execution() const { return exec_; }
+  [[nodiscard]] const Plan& plan() const { return plan_; }
+  [[nodiscard]] const Model& model() const { return model_; }
+  [[nodiscard]] const Config& config() const { return config_; }
+  [[nodiscard]] const comm::OperationLog& operations() const { return operations_; }
+  [[nodiscard]] const comm::Communicator& world() const { return world_; }
+  [[nodiscard]] const state::Arena& arena() const { return arena_; }
+  [[nodiscard]] double* loss() { return &loss_; }
+  [[nodiscard]] const double* loss_scale() const { return &loss_scale_; }
+  [[nodiscard]] std::string unit_name(UnitId unit) const;
+
+ private:
+  enum class Phase : std::uint8_t { idle, micro_step, evaluation };
+
+  // One flat buffer on this rank.
+  struct Buffer {
+    std::byte* compute = nullptr;            // (shard) local
+    std::byte* master_weights = nullptr;     // (shard) local; the compute shard where dtypes agree
+    std::byte* exp_avg = nullptr;            // (shard) local; null without moments
+    std::byte* exp_avg_sq = nullptr;         // (shard) local
+    std::byte* sum = nullptr;                // (shard) local; gradients of this step so far
+    std::byte* full = nullptr;               // (buffer) gathered; null if it uses a slot
+    std::byte* resident_gradient = nullptr;  // (buffer) of persistent buffers, zero between uses
+    std::vector<state::HyperRun> runs;
+    bool touched = false;      // persistent only: a scope of this micro-step could write to it
+    bool contributed = false;  // `sum` holds a gradient of this step
+    bool hop2_done = false;
+  };
+  struct GatherSlot {
+    std::byte* data = nullptr;
+    std::vector<std::unique_ptr<comm::PendingCollective>> pending;
+    std::vector<Execution> readers;  // of the unit that lies here
+    bool keep = false;
+  };
+  struct GradientSlot {
+    std::byte* data = nullptr;
+    int unit = -1;
+    int open = 0;  // scopes
+    std::vector<Execution> writers;
+  };
+  struct Unit {
+    bool needs_slot = false;           // has a buffer that is not resident
+    bool needs_gradient_slot = false;  // has a trainable buffer of its own
+    int open_leases = 0;
+    int open_scopes = 0;
+    bool deferred = false;
+    bool reduced = false;  // in this micro-step
+  };
+
+  [[nodiscard]] const state::FlatBuffer& flat(int buffer) const {
+    return plan_.flat().buffer(buffer);
+  }
+  [[nodiscard]] Buffer& at(int buffer) { return buffers_[static_cast<std::size_t>(buffer)]; }
+  [[nodiscard]] Unit& at(UnitId unit) { return units_[static_cast<std::size_t>(unit.value)]; }
+  [[nodiscard]] bool sharded() const { return plan_.layout().shard_size() > 1; }
+  [[nodiscard]] std::string open_leases() const;
+
+  void allocate();
+  void initialize();
+  void check_unit(UnitId unit) const;
+  void warn(std::string_view line) const;
+  // All ranks of the shard group are at the same operation on the same unit.
+  void require_same_unit(const char* call, UnitId unit);
+  void agree_on_order();
+  void end_pass();
+  void start_fetch(int slot, int unit);
+  void finish_fetch(int slot);
+  void vacate(int slot);
+  void gather_resident(bool trainable_only);
+  [[nodiscard]] int gradient_slot_of(int unit) const;
+  void hop1(int buffer, const void* gradient);
+  void hop2(int buffer);
+  void advance_hop2(bool all);
+  void finish_micro_step();
+  [[nodiscard]] RawView resolve(UnitId unit, const ViewRequest& request, bool gradient) const;
+  void wait_for(std::vector<Execution>& users, const char* reason);
+
+  comm::Communicator world_;
+  comm::FailureChannel failures_;
+  comm::OperationLog operations_;
+  Model model_;
+  Config config_;
+  Execution exec_;
+  LogSink log_;
+  std::vector<int> nodes_;
+  Plan plan_;
+  state::Arena arena_;
+  parallel::ProcessGroups groups_;
+  parallel::SlotSchedule schedule_;
+
+  std::vector<Buffer> buffers_;
+  std::vector<Unit> units_;
+  std::vector<GatherSlot> gather_slots_;
+  std::vector<GradientSlot> gradient_slots_;
+  std::vector<Execution> resident_readers_;
+  void* scratch_ = nullptr;
+  std::span<double> norm_partials_;
+  std::vector<double> learning_rates_;
+
+  Phase phase_ = Phase::idle;
+  bool last_announced_ = false;
+  bool reported_departure_ = false;
+  std::size_t next_hop2_ = 0;  // position in the plan's order
+  std::int64_t samples_ = 0;   // local, of this step
+  double loss_ = 0;            // local, of this step
+  double loss_scale_ = 1;
+  std::int64_t steps_ = 0;     // same on all ranks
+  double beta1_power_ = 1;
+  double beta2_power_ = 1;
+};
+
+}  // namespace mics::detail

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include <mics/comm/transport.hpp>
+
+namespace mics::parallel {
+
+/// Gathers and reduces whole buffers over a shard group, in one stage or in two.
+///
+/// Two stages, I nodes of g lanes, shard tau = lane * I + node:
+///
+///   gather   stage 1, between nodes: shards [lane*I, (lane+1)*I) to their final place
+///            stage 2, inside the node: one in-place all-gather of I shards
+///   reduce   stage 1, inside the node: reduce-scatter of I shards into `scratch`
+///            stage 2, between nodes: reduce-scatter of one shard, in the accumulator's dtype, so
+///            that each addend is still rounded only once
+///
+/// Bytes over a node's link for a buffer of M bytes: (p - g)/p * M instead of (p - 1)/p * M a rank
+/// in a flat ring. Both give the same gathered bytes.
+class ShardChannel {
+ public:
+  /// One stage. \param flat  ranks in the order of their shards
+  explicit ShardChannel(std::unique_ptr<comm::Transport> flat);
+  /// Two stages. \param intra  the g ranks of this node in lane order; \param inter  the I ranks of
+  /// this lane in node order
+  ShardChannel(std::unique_ptr<comm::Transport> intra, std::unique_ptr<comm::Transport> inter);
+
+  [[nodiscard]] bool two_stage() const { return flat_ == nullptr; }
+
+  /// Starts gathering `shard_bytes` bytes of every rank into `full`. Collective over the group.
+  [[nodiscard]] std::unique_ptr<comm::PendingCollective> start_gather(
+      const void* shard, void* full, std::int64_t shard_bytes, const comm::Operation& operation,
+      const Execution& exec);
+
+  /// Sums this rank's shard of all ranks' `full` into `shard`. Collective over the group; blocks.
+  /// \param scratch  scratch_count(shard_count) elements of `sum_type`, aligned
+  void reduce(const void* full, DType wire, void* shard, DType sum_type, std::int64_t shard_count,
+              comm::SumMode mode, void* scratch, const comm::Operation& operation,
+              const Execution& exec);
+
+  /// Elements of scratch that `reduce` needs.
+  [[nodiscard]] static std::int64_t scratch_count(bool two_stage, int nodes,
+                                                  std::int64_t shard_count) {
+    return two_stage ? nodes * shard_count : 0;
+  }
+
+ private:
+  class TwoStageGather;
+
+  std::unique_ptr<comm::Transport> flat_;
+  std::unique_ptr<comm::Transport> intra_;
+  std::unique_ptr<comm::Transport> inter_;
+};
+
+}  // namespace mics::parallel

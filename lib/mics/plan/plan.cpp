@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mics/plan/plan.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+#include <mics/base/error.hpp>
+#include <mics/comm/mpi_transport.hpp>
+#include <mics/optim/norm.hpp>
+#include <mics/parallel/shard_channel.hpp>
+#include <mics/parallel/slot_schedule.hpp>
+#include <mics/state/arena.hpp>
+
+namespace mics {
+namespace {
+
+std::string human(std::int64_t bytes) {
+  static constexpr std::array<const char*, 5> units{"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024 && unit + 1 < units.size()) {
+    value /= 1024;
+    ++unit;
+  }
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), unit == 0 ? "%.0f %s" : "%.2f %s", value, units[unit]);
+  return text.data();
+}
+
+std::string plural(std::int64_t n, const std::string& noun) {
+  return std::to_string(n) + ' ' + noun + (n == 1 ? "" : "s");
+}
+
+}  // namespace
+
+Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequest& request)
+    : layout_(layout),
+      request_(request),
+      flat_(model, request.compute, layout.shard_size(), 1, request.persistence),
+      model_count_(model.count()),
+      unit_needs_slot_(static_cast<std::size_t>(model.units())) {
+  if (request.require_two_stage && !layout.two_stage_possible()) {
+    raise<ArgumentError>({.object = "two-stage gather",
+                          .expected = "groups that span the same nodes with the same ranks on each",
+                          .found = layout.two_stage_obstacle(),
+                          .remedy = "use \"auto\", or another shard size"});
+  }
+  two_stage_ = request.want_two_stage && layout.two_stage_possible();
+
+  std::int64_t longest_shard = 0;
+  std::int64_t partials = 0;
+  for (int b = 0; b < flat_.buffer_count(); ++b) {
+    const state::FlatBuffer& buffer = flat_.buffer(b);
+    const std::int64_t shard = buffer.flat.shard_count();
+    const std::int64_t element = bytes_of(buffer.dtype);
+    memory_.compute_shards += state::arena_bytes(shard * element);
+    const bool whole = layout.shard_size() == 1;
+    if (resident(b) && !whole) {
+      memory_.resident += state::arena_bytes(buffer.flat.count() * element);
+    }
+    if (!buffer.trainable) continue;
+    const std::int64_t master = bytes_of(master_dtype(b));
+    const std::int64_t sum = bytes_of(sum_dtype(b));
+    if (!master_is_compute(b)) memory_.master_weights += state::arena_bytes(shard * master);
+    if (request.has_moments) memory_.moments += 2 * state::arena_bytes(shard * master);
+    memory_.accumulators += state::arena_bytes(shard * sum);
+    if (has_resident_gradient(b)) {
+      memory_.resident += state::arena_bytes(buffer.flat.count() * element);
+    }
+    if (two_stage_) {
+      longest_shard = std::max(longest_shard, sum * parallel::ShardChannel::scratch_count(
+                                                        true, layout.nodes_per_group(), shard));
+    }
+    partials = std::max(partials, optim::norm_partials(shard));
+  }
+  memory_.scratch = state::arena_bytes(longest_shard) +
+                    state::arena_bytes(partials * static_cast<std::int64_t>(sizeof(double)));
+
+  for (int u = 0; u < model.units(); ++u) {
+    for (const int b : flat_.buffers_of(UnitId{u})) {
+      if (!resident(b)) unit_needs_slot_[static_cast<std::size_t>(u)] = true;
+    }
+    if (unit_needs_slot_[static_cast<std::size_t>(u)]) {
+      gather_slot_bytes_ = std::max(gather_slot_bytes_, flat_.gathered_bytes(UnitId{u}));
+    }
+    gradient_slot_bytes_ = std::max(gradient_slot_bytes_, flat_.gradient_bytes(UnitId{u}));
+  }
+  memory_.gather_slots = request.slots * gather_slot_bytes_;
+  memory_.gradient_slots = request.slots * gradient_slot_bytes_;
+  memory_.arena = memory_.compute_shards + memory_.master_weights + memory_.moments +
+                  memory_.accumulators + memory_.gather_slots + memory_.gradient_slots +
+                  memory_.resident + memory_.scratch;
+
+  // Hop 1 and hop 2 stage what arrives; each transport that reduces has its own.
+  memory_.staging = comm::MpiTransport::staging_bytes(layout.replicas());
+  memory_.staging += two_stage_ ? comm::MpiTransport::staging_bytes(layout.lanes()) +
+                                      comm::MpiTransport::staging_bytes(layout.nodes_per_group())
+                                : comm::MpiTransport::staging_bytes(layout.shard_size());
+
+  for (int b = flat_.buffer_count() - 1; b >= 0; --b) {
+    if (flat_.buffer(b).trainable && !flat_.buffer(b).persistent()) hop2_order_.push_back(b);
+  }
+  for (const int b : flat_.persistent_buffers()) {
+    if (flat_.buffer(b).trainable) hop2_order_.push_back(b);
+  }
+}
+
+bool Plan::resident(int buffer) const {
+  return flat_.buffer(buffer).persistent() || request_.keep_gathered || layout_.shard_size() == 1;
+}
+
+bool Plan::has_resident_gradient(int buffer) const {
+  return flat_.buffer(buffer).persistent() && flat_.buffer(buffer).trainable;
+}
+
+DType Plan::master_dtype(int buffer) const {
+  return flat_.buffer(buffer).dtype == DType::fp64 ? DType::fp64 : request_.master;
+}
+
+DType Plan::sum_dtype(int buffer) const {
+  return flat_.buffer(buffer).dtype == DType::fp64 ? DType::fp64 : DType::fp32;
+}
+
+bool Plan::master_is_compute(int buffer) const {
+  return master_dtype(buffer) == flat_.buffer(buffer).dtype;
+}
+
+CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) const {
+  CollectiveCounts counts;
+  const int units = static_cast<int>(unit_needs_slot_.size());
+  parallel::SlotSchedule schedule(units, request_.slots, request_.prefetch, !request_.debug);
+  const auto fetched = [&](int unit) {
+    for (const int b : flat_.buffers_of(UnitId{unit})) {
+      if (!resident(b) && flat_.buffer(b).flat.count() > 0) ++counts.gather;
+    }
+  };
+  const auto one_pass = [&] {
+    schedule.begin(parallel::Pass::training);
+    for (const UnitId unit : order) {
+      if (!unit_needs_slot_[static_cast<std::size_t>(unit.value)]) continue;
+      if (schedule.acquire(unit.value).fetch) fetched(unit.value);
+      for (auto next = schedule.next_prefetch(); next.unit >= 0; next = schedule.next_prefetch()) {
+        fetched(next.unit);
+      }
+      schedule.release(unit.value, false);
+    }
+    schedule.end();
+    if (schedule.has_unconfirmed()) schedule.confirm();
+  };
+  one_pass();  // records the order
+  schedule.invalidate();
+  counts = {};
+  for (int micro_step = 0; micro_step < micro_steps; ++micro_step) one_pass();
+
+  const bool sharded = layout_.shard_size() > 1;
+  for (int b = 0; b < flat_.buffer_count(); ++b) {
+    const state::FlatBuffer& buffer = flat_.buffer(b);
+    if (buffer.flat.count() == 0 || !buffer.trainable) continue;
+    if (sharded && resident(b)) ++counts.gather;
+    if (sharded) counts.hop1 += micro_steps;
+    if (layout_.replicas() > 1) ++counts.hop2;
+  }
+  counts.norm = (sharded ? 1 : 0) + (layout_.replicas() > 1 ? 1 : 0);
+  return counts;
+}
+
+CollectiveCounts Plan::count(int micro_steps) const {
+  std::vector<UnitId> order;
+  const int units = static_cast<int>(unit_needs_slot_.size());
+  for (int u = 0; u < units; ++u) order.push_back({u});
+  for (int u = units - 1; u >= 0; --u) order.push_back({u});
+  return count(order, micro_steps);
+}
+
+std::string Plan::text() const {
+  const int p = layout_.shard_size();
+  const int replicas = layout_.replicas();
+  std::string out;
+  const auto line = [&](const std::string& key, const std::string& value) {
+    out += "  " + key + std::string(std::max<std::size_t>(1, 18 - std::min<std::size_t>(17, key.size())), ' ') + value + '\n';
+  };
+  out += "plan\n";
+  line("placement", request_.preset + ": " + plural(layout_.world_size(), "rank") + " on " +
+                        plural(layout_.nodes(), "node") + ", " +
+                        plural(replicas, "shard group") + " of " + std::to_string(p) + ", " +
+                        plural(p, "replica group") + " of " + std::to_string(replicas));
+  if (p <= 16 && replicas <= 8) {
+    std::string groups;
+    for (int group = 0; group < replicas; ++group) {
+      groups += groups.empty() ? "" : " ";
+      for (int tau = 0; tau < p; ++tau) {
+        groups += (tau == 0 ? "[" : " ") + std::to_string(layout_.rank_of(group, tau));
+      }
+      groups += ']';
+    }
+    line("shard owners", groups + " (ranks in shard order)");
+  }
+  line("model", std::to_string(model_count_) + " elements in " +
+                    plural(static_cast<std::int64_t>(unit_needs_slot_.size()), "unit") + ", " +
+                    plural(flat_.buffer_count(), "buffer") + " (" +
+                    std::to_string(flat_.persistent_buffers().size()) + " persistent)");
+  line("dtypes", "compute " + std::string(name(request_.compute)) + ", wire " +
+                     std::string(name(request_.compute)) + ", accumulate " +
+                     std::string(request_.compute == DType::fp64 ? "fp64" : "fp32") + ", master " +
+                     std::string(name(request_.compute == DType::fp64 ? DType::fp64
+                                                                      : request_.master)));
+  line("optimizer", request_.optimizer + ", state over the shard group");
+  line("bytes a rank", human(memory_.total()) + " = shards " + human(memory_.compute_shards) +
+                           ", master " + human(memory_.master_weights) + ", moments " +
+                           human(memory_.moments) + ", accumulators " +
+                           human(memory_.accumulators) + ",");
+  line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
+               human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
+               ", scratch " + human(memory_.scratch) + ", staging " + human(memory_.staging));
+  const CollectiveCounts counts = count(request_.micro_steps);
+  line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
+                     " reduce-scatters (hop 1), " + std::to_string(counts.hop2) +
+                     " replica reductions (hop 2), " + std::to_string(counts.norm) +
+                     " small exchanges; " + plural(request_.micro_steps, "micro-step") +
+                     ", forward in order of declaration, backward in reverse");
+  line("transport", "MPI, host memory; reductions block the caller, prefetched gathers progress "
+                    "inside mics calls");
+  if (two_stage_) {
+    line("gather", "two stages: " + std::to_string(layout_.nodes_per_group()) + " nodes, then " +
+                       std::to_string(layout_.lanes()) + " lanes");
+  } else {
+    line("gather", "one stage: " + (layout_.two_stage_possible() ? "two stages are switched off"
+                                                                  : layout_.two_stage_obstacle()));
+  }
+  line("prefetch", request_.keep_gathered || p == 1
+                       ? "none: buffers stay gathered"
+                       : std::to_string(request_.prefetch) + " ahead in " +
+                             plural(request_.slots, "slot") + ", from the second pass on");
+  return out;
+}
+
+}  // namespace mics

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include <Kokkos_Core.hpp>
+
+namespace mics::state {
+
+/// Elements that one thread works on at a time: small enough to balance, large enough that a block
+/// is a stream of vector instructions. Fixed, so that results do not depend on the thread count.
+inline constexpr std::int64_t block_count = 4096;
+
+/// Calls `body(begin, end)` for the blocks of [0, count), in parallel on the host; blocks until all
+/// are done.
+template <class Body>
+void for_blocks(const std::string& label, std::int64_t count, const Body& body) {
+  using Host = Kokkos::DefaultHostExecutionSpace;
+  const std::int64_t blocks = (count + block_count - 1) / block_count;
+  const auto block = [=](std::int64_t b) {
+    body(b * block_count, std::min(count, (b + 1) * block_count));
+  };
+  if (blocks > 1 && Host().concurrency() > 1) {
+    Kokkos::parallel_for(label, Kokkos::RangePolicy<Host>(0, blocks), block);
+    Host().fence(label + ": blocks are complete");
+  } else {
+    for (std::int64_t b = 0; b < blocks; ++b) block(b);
+  }
+}
+
+/// Sets `bytes` bytes of host memory to zero.
+inline void clear(const std::string& label, void* data, std::int64_t bytes) {
+  // Blocks of 1 MiB: memset switches to streaming stores for long ranges.
+  constexpr std::int64_t grain = (std::int64_t{1} << 20) / block_count;
+  for_blocks(label, (bytes + grain - 1) / grain, [=](std::int64_t begin, std::int64_t end) {
+    const std::int64_t first = begin * grain;
+    std::memset(static_cast<std::byte*>(data) + first, 0,
+                static_cast<std::size_t>(std::min(bytes, end * grain) - first));
+  });
+}
+
+}  // namespace mics::state

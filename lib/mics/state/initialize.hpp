@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include <mics/state/flat_model.hpp>
+
+namespace mics::state {
+
+/// Writes the initial values of `range` (elements of `buffer`) to `master` (dtype `master_dtype`)
+/// and, rounded from there, to `compute` (dtype of the buffer); either may be null. Gaps are left
+/// as they are. Host memory; local; blocks. Every layout gets the same bits.
+void initialize(const Model& model, const FlatBuffer& buffer, const layout::Interval& range,
+                std::uint64_t seed, void* master, DType master_dtype, void* compute);
+
+}  // namespace mics::state

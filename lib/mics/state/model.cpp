@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mics/state/model.hpp>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include <mics/base/error.hpp>
+#include <mics/base/random.hpp>
+
+namespace mics {
+namespace {
+
+std::string show(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+std::int64_t product(const std::vector<std::int64_t>& shape, const std::string& object) {
+  constexpr std::size_t max_rank = 8;  // Kokkos'
+  if (shape.size() > max_rank) {
+    raise<ArgumentError>({.object = object,
+                          .expected = "at most 8 extents",
+                          .found = std::to_string(shape.size())});
+  }
+  std::int64_t count = 1;
+  for (const std::int64_t extent : shape) {
+    if (extent < 0 ||
+        (extent > 0 && count > std::numeric_limits<std::int64_t>::max() / 16 / extent)) {
+      raise<ArgumentError>({.object = object,
+                            .expected = "extents of 0 or more whose product fits 59 bits",
+                            .found = show(shape)});
+    }
+    count *= extent;
+  }
+  return count;
+}
+
+}  // namespace
+
+Init Init::constant(double value) {
+  Init init;
+  init.a_ = value;
+  return init;
+}
+
+Init Init::normal(double standard_deviation) {
+  Init init;
+  init.kind_ = Kind::normal;
+  init.a_ = standard_deviation;
+  return init;
+}
+
+Init Init::uniform(double low, double high) {
+  Init init;
+  init.kind_ = Kind::uniform;
+  init.a_ = low;
+  init.b_ = high;
+  return init;
+}
+
+Init Init::function(std::function<double(std::int64_t)> value) {
+  Init init;
+  init.kind_ = Kind::function;
+  init.function_ = std::move(value);
+  return init;
+}
+
+double Init::operator()(std::uint64_t seed, ParameterId parameter, std::int64_t index) const {
+  const RandomStream stream{seed, static_cast<std::uint64_t>(parameter.value)};
+  switch (kind_) {
+    case Kind::constant: return a_;
+    case Kind::normal: return a_ * stream.normal(static_cast<std::uint64_t>(index));
+    case Kind::uniform:
+      return a_ + (b_ - a_) * stream.uniform(static_cast<std::uint64_t>(index));
+    case Kind::function: return function_(index);
+  }
+  return 0;
+}
+
+std::string Init::describe() const {
+  switch (kind_) {
+    case Kind::constant: return "constant " + std::to_string(a_);
+    case Kind::normal: return "normal " + std::to_string(a_);
+    case Kind::uniform: return "uniform " + std::to_string(a_) + " " + std::to_string(b_);
+    case Kind::function: break;
+  }
+  return "function";
+}
+
+const Model::Unit& Model::unit_of(UnitId unit) const {
+  if (unit.value < 0 || unit.value >= units()) {
+    raise<ArgumentError>({.object = "unit",
+                          .expected = "one of the " + std::to_string(units()) + " of this model",
+                          .found = "number " + std::to_string(unit.value)});
+  }
+  return units_[static_cast<std::size_t>(unit.value)];
+}
+
+const ParameterSpec& Model::spec(ParameterId parameter) const {
+  if (parameter.value < 0 || parameter.value >= parameters()) {
+    raise<ArgumentError>(
+        {.object = "parameter",
+         .expected = "one of the " + std::to_string(parameters()) + " of this model",
+         .found = "number " + std::to_string(parameter.value)});
+  }
+  return parameters_[static_cast<std::size_t>(parameter.value)];
+}
+
+UnitId Model::unit(std::string_view name) {
+  const bool taken =
+      std::any_of(units_.begin(), units_.end(), [&](const Unit& u) { return u.name == name; });
+  if (name.empty() || taken) {
+    raise<ArgumentError>({.object = "unit",
+                          .expected = "a name that is new",
+                          .found = in_quotes(name) + (taken ? ", declared before" : "")});
+  }
+  units_.push_back({std::string(name), {}});
+  return {units() - 1};
+}
+
+ParameterId Model::parameter(UnitId unit, std::string_view name, std::vector<std::int64_t> shape,
+                             ParameterOptions options) {
+  const std::string full = unit_of(unit).name + '/' + std::string(name);
+  const std::string object = "parameter " + in_quotes(full);
+  Unit& owner = units_[static_cast<std::size_t>(unit.value)];
+  const bool taken = std::any_of(owner.parameters.begin(), owner.parameters.end(),
+                                 [&](ParameterId p) { return spec(p).name == full; });
+  if (name.empty() || taken) {
+    raise<ArgumentError>({.object = object,
+                          .expected = "a name that is new in its unit",
+                          .found = in_quotes(name) + (taken ? ", declared before" : "")});
+  }
+  const std::int64_t count = product(shape, object);
+  const ParameterId id{parameters()};
+  parameters_.push_back({full, unit, std::move(shape), count, std::move(options)});
+  owner.parameters.push_back(id);
+  return id;
+}
+
+std::int64_t Model::count() const {
+  std::int64_t total = 0;
+  for (const ParameterSpec& spec : parameters_) total += spec.count;
+  return total;
+}
+
+std::string Model::describe() const {
+  std::string text;
+  for (const ParameterSpec& spec : parameters_) {
+    const ParameterOptions& o = spec.options;
+    text += spec.name + ' ' + show(spec.shape) + ' ' +
+            std::string(o.dtype ? mics::name(*o.dtype) : "default") +
+            (o.trainable ? " trainable " : " frozen ") + std::to_string(o.weight_decay_factor) +
+            ' ' + std::to_string(o.learning_rate_factor) +
+            (o.layout == MemoryLayout::right ? " right " : " left ") + o.init.describe() + '\n';
+  }
+  return text;
+}
+
+std::int64_t element_index(const std::vector<std::int64_t>& shape, MemoryLayout layout,
+                           std::int64_t position) {
+  if (layout == MemoryLayout::right) return position;
+  // Column-major: the first index runs fastest.
+  std::int64_t index = 0;
+  std::int64_t rest = position;
+  std::int64_t stride = 1;
+  for (const std::int64_t extent : shape) stride *= extent;
+  for (const std::int64_t extent : shape) {
+    stride /= extent;
+    index += rest % extent * stride;
+    rest /= extent;
+  }
+  return index;
+}
+
+}  // namespace mics

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <mics/base/dtype.hpp>
+
+namespace mics {
+
+/// Names a unit of a Model.
+struct UnitId {
+  int value = -1;
+  friend bool operator==(const UnitId&, const UnitId&) = default;
+};
+
+/// Names a parameter of a Model.
+struct ParameterId {
+  int value = -1;
+  friend bool operator==(const ParameterId&, const ParameterId&) = default;
+};
+
+/// How the elements of a multi-dimensional parameter follow each other in memory: `right` is
+/// row-major, on every platform the default; `left` is column-major.
+enum class MemoryLayout : std::uint8_t { right, left };
+
+/// The value of each element as a function of its row-major index, so that every rank computes its
+/// own elements, whatever the layout, and nothing is broadcast.
+class Init {
+ public:
+  [[nodiscard]] static Init zeros() { return constant(0); }
+  [[nodiscard]] static Init ones() { return constant(1); }
+  [[nodiscard]] static Init constant(double value);
+  /// Normal with mean 0, from the counter-based generator keyed by (seed, parameter, element).
+  [[nodiscard]] static Init normal(double standard_deviation);
+  /// Uniform in [low, high), from the same generator.
+  [[nodiscard]] static Init uniform(double low, double high);
+  /// Any function of the row-major element index: the same on every rank, called from any thread.
+  [[nodiscard]] static Init function(std::function<double(std::int64_t)> value);
+
+  /// Value of element `index` of parameter `parameter`.
+  [[nodiscard]] double operator()(std::uint64_t seed, ParameterId parameter,
+                                  std::int64_t index) const;
+  /// One line that tells two initializers apart, as far as they can be: a function is opaque.
+  [[nodiscard]] std::string describe() const;
+
+ private:
+  enum class Kind : std::uint8_t { constant, normal, uniform, function };
+  Kind kind_ = Kind::constant;
+  double a_ = 0;
+  double b_ = 0;
+  std::function<double(std::int64_t)> function_;
+};
+
+/// What may be said of a parameter beside its name and shape.
+struct ParameterOptions {
+  Init init = Init::zeros();
+  std::optional<DType> dtype = {};    ///< of the gathered parameter; default: the engine's
+  bool trainable = true;              ///< frozen parameters have no gradient and no optimizer state
+  double weight_decay_factor = 1;     ///< multiplies the optimizer's weight decay
+  double learning_rate_factor = 1;    ///< multiplies the optimizer's learning rate
+  MemoryLayout layout = MemoryLayout::right;
+};
+
+/// A declared parameter.
+struct ParameterSpec {
+  std::string name;  ///< `unit/parameter`
+  UnitId unit;
+  std::vector<std::int64_t> shape;  ///< up to 8 extents, 0 allowed; empty: a scalar
+  std::int64_t count = 1;           ///< product of the shape
+  ParameterOptions options;
+};
+
+/// The parameters of a model, grouped into units that are gathered and reduced together. A plain
+/// description: it holds no values. Every rank declares the same.
+///
+///   mics::Model model;
+///   const auto layer = model.unit("layer0");
+///   const auto weight = model.parameter(layer, "weight", {64, 32}, {.init = mics::Init::normal(0.02)});
+class Model {
+ public:
+  /// A new unit. \throws ArgumentError if the name is taken or empty.
+  UnitId unit(std::string_view name);
+  /// A new parameter of `unit`. \throws ArgumentError for a bad shape, a taken name or no such unit.
+  ParameterId parameter(UnitId unit, std::string_view name, std::vector<std::int64_t> shape,
+                        ParameterOptions options = {});
+
+  [[nodiscard]] int units() const { return static_cast<int>(units_.size()); }
+  [[nodiscard]] int parameters() const { return static_cast<int>(parameters_.size()); }
+  [[nodiscard]] const std::string& name(UnitId unit) const { return unit_of(unit).name; }
+  [[nodiscard]] const ParameterSpec& spec(ParameterId parameter) const;
+  /// The unit's parameters in the order of declaration.
+  [[nodiscard]] const std::vector<ParameterId>& parameters(UnitId unit) const {
+    return unit_of(unit).parameters;
+  }
+  /// Elements of all parameters.
+  [[nodiscard]] std::int64_t count() const;
+  /// One line a parameter: what all ranks must agree on.
+  [[nodiscard]] std::string describe() const;
+
+ private:
+  struct Unit {
+    std::string name;
+    std::vector<ParameterId> parameters;
+  };
+  [[nodiscard]] const Unit& unit_of(UnitId unit) const;
+
+  std::vector<Unit> units_;
+  std::vector<ParameterSpec> parameters_;
+};
+
+/// Row-major index of the element at `position` in the memory of a parameter.
+[[nodiscard]] std::int64_t element_index(const std::vector<std::int64_t>& shape,
+                                         MemoryLayout layout, std::int64_t position);
+
+}  // namespace mics
