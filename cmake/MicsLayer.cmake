@@ -21,9 +21,6 @@ include_guard(GLOBAL)
 # DEPENDS        layers and targets that the headers need; a user of this layer gets them too.
 # BUILD_DEPENDS  header-only targets that only the sources need; an installed mics does without.
 #
-# What a layer takes from other packages is in lib/CMakeLists.txt: the variables
-# mics_<name>_packages and mics_<name>_build_packages, read as DEPENDS and BUILD_DEPENDS.
-#
 # A layer without SOURCES is an interface library.
 function(mics_add_layer name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;HEADERS;DEPENDS;BUILD_DEPENDS")
@@ -32,8 +29,6 @@ function(mics_add_layer name)
   endif()
   set(target mics_${name})
   list(TRANSFORM arg_DEPENDS REPLACE "^([a-z0-9_]+)$" "mics::\\1")
-  list(APPEND arg_DEPENDS ${mics_${name}_packages})
-  list(APPEND arg_BUILD_DEPENDS ${mics_${name}_build_packages})
   if(arg_SOURCES)
     set(scope PUBLIC)
     add_library(${target} ${arg_SOURCES})

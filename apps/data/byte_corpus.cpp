@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <data/byte_corpus.hpp>
-
 #include <mics/base/random.hpp>
+
+#include <data/byte_corpus.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -16,8 +16,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::uint64_t window_stream = 0x636f72707573;  // "corpus": apart from streams of parameters
-constexpr std::size_t binary_probe_bytes = 8000;         // git's buffer_is_binary
+constexpr std::uint64_t window_stream =
+    0x636f72707573;                               // "corpus": apart from streams of parameters
+constexpr std::size_t binary_probe_bytes = 8000;  // git's buffer_is_binary
 constexpr std::int64_t most_windows_a_block = 16;
 constexpr std::int64_t wanted_validation_blocks = 8;
 
@@ -41,14 +42,15 @@ Bytes read_file(const fs::path& path) {
     content.insert(content.end(), chunk, chunk + stream.gcount());
   }
   if (!stream.eof()) {
-    fail(path.string(), "a readable file", "an error on opening or reading", "check its permissions");
+    fail(path.string(), "a readable file", "an error on opening or reading",
+         "check its permissions");
   }
   return content;
 }
 
 bool is_binary(const Bytes& content) {
-  const auto end = content.begin() +
-                   static_cast<std::ptrdiff_t>(std::min(content.size(), binary_probe_bytes));
+  const auto end =
+      content.begin() + static_cast<std::ptrdiff_t>(std::min(content.size(), binary_probe_bytes));
   return std::find(content.begin(), end, 0) != end;
 }
 
@@ -76,7 +78,8 @@ std::vector<fs::path> files_below(const fs::path& folder) {
 
 ByteCorpus::ByteCorpus(const std::vector<fs::path>& inputs, const CorpusOptions& options)
     : options_(options) {
-  if (inputs.empty()) fail("inputs", "at least one file or folder", "none", "name the text to read");
+  if (inputs.empty())
+    fail("inputs", "at least one file or folder", "none", "name the text to read");
   for (const fs::path& input : inputs) {
     std::error_code error;
     const auto status = fs::status(input, error);
@@ -132,9 +135,11 @@ void ByteCorpus::split() {
                       static_cast<std::uint64_t>(end - begin - window + 1));
   };
   std::int64_t run_begin = 0;
-  for (std::int64_t begin = (period - 1) * block; begin + block <= bytes(); begin += period * block) {
+  for (std::int64_t begin = (period - 1) * block; begin + block <= bytes();
+       begin += period * block) {
     add_run(run_begin, begin);
-    for (std::int64_t w = begin; w < begin + block; w += window) windows_.push_back(piece(w, w + window));
+    for (std::int64_t w = begin; w < begin + block; w += window)
+      windows_.push_back(piece(w, w + window));
     run_begin = begin + block;
   }
   add_run(run_begin, bytes());

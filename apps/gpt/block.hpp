@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A GPT put together from layers: embedding, pre-norm blocks, tied head. Parameters and gradients come in as structs of
-// views, one struct a unit; activations are allocated once. Nothing here knows where parameters are kept.
+// A GPT put together from layers: embedding, pre-norm blocks, tied head. Parameters and gradients
+// come in as structs of views, one struct a unit; activations are allocated once. Nothing here
+// knows where parameters are kept.
 
+#include <Kokkos_Core.hpp>
 #include <gpt/layers.hpp>
 #include <gpt/shape.hpp>
 
-#include <Kokkos_Core.hpp>
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -18,8 +19,8 @@
 
 namespace gpt {
 
-// Views of one unit, in the order of its table in GptShape::units(). T is `const P` for parameters, `P` for gradients.
-// visit(f) calls f(view) for each member in that order.
+// Views of one unit, in the order of its table in GptShape::units(). T is `const P` for parameters,
+// `P` for gradients. visit(f) calls f(view) for each member in that order.
 
 template <class T, class Exec>
 struct EmbeddingParameters {
@@ -81,25 +82,25 @@ struct FinalParameters {
 /// What the backward pass of one block reads.
 template <class Real, class Exec>
 struct BlockActivations {
-  Matrix<Real, Exec> x;                     // (N, C) input
-  Vector<Real, Exec> ln1_mean, ln1_rstd;    // (N)
-  Matrix<Real, Exec> ln1;                   // (N, C)
-  Matrix<Real, Exec> qkv;                   // (N, 3C)
-  Matrix<Real, Exec> probabilities;         // (B*H*T, T)
-  Matrix<Real, Exec> attention;             // (N, C)
-  Matrix<Real, Exec> middle;                // (N, C) input of the second half
-  Vector<Real, Exec> ln2_mean, ln2_rstd;    // (N)
-  Matrix<Real, Exec> ln2;                   // (N, C)
-  Matrix<Real, Exec> up, gelu;              // (N, 4C)
+  Matrix<Real, Exec> x;                   // (N, C) input
+  Vector<Real, Exec> ln1_mean, ln1_rstd;  // (N)
+  Matrix<Real, Exec> ln1;                 // (N, C)
+  Matrix<Real, Exec> qkv;                 // (N, 3C)
+  Matrix<Real, Exec> probabilities;       // (B*H*T, T)
+  Matrix<Real, Exec> attention;           // (N, C)
+  Matrix<Real, Exec> middle;              // (N, C) input of the second half
+  Vector<Real, Exec> ln2_mean, ln2_rstd;  // (N)
+  Matrix<Real, Exec> ln2;                 // (N, C)
+  Matrix<Real, Exec> up, gelu;            // (N, 4C)
 };
 
 template <class Real, class Exec>
 struct HeadActivations {
-  Matrix<Real, Exec> x;               // (N, C) output of the last block
-  Vector<Real, Exec> mean, rstd;      // (N)
-  Matrix<Real, Exec> normalized;      // (N, C)
-  Matrix<Real, Exec> logits;          // (N, V), then their gradient
-  Vector<Real, Exec> row_losses;      // (N)
+  Matrix<Real, Exec> x;           // (N, C) output of the last block
+  Vector<Real, Exec> mean, rstd;  // (N)
+  Matrix<Real, Exec> normalized;  // (N, C)
+  Matrix<Real, Exec> logits;      // (N, V), then their gradient
+  Vector<Real, Exec> row_losses;  // (N)
 };
 
 /// Scratch of the backward pass, shared by all layers.
@@ -113,10 +114,12 @@ struct Workspace {
   Vector<Real, Exec> partial;   // column sums
 };
 
-/// One allocation for the activations and scratch of up to `batch` samples; views of fewer samples use its first part.
+/// One allocation for the activations and scratch of up to `batch` samples; views of fewer samples
+/// use its first part.
 ///
-/// Elements a layer and row (position of a sample): 16 C + H T + 4; once: 8 C + V + H T + 3 and 4 C for each 64 rows.
-/// Example: 4 layers, width 128, 4 heads, 128 positions, 6 samples, float: 37.0 MB.
+/// Elements a layer and row (position of a sample): 16 C + H T + 4; once: 8 C + V + H T + 3 and 4 C
+/// for each 64 rows. Example: 4 layers, width 128, 4 heads, 128 positions, 6 samples, float: 37.0
+/// MB.
 template <class Real, class Exec>
 class Activations {
  public:
@@ -159,7 +162,8 @@ class Activations {
   }
 
  private:
-  /// Lays all views into the arena; returns the elements they take. Before the arena exists, only counts.
+  /// Lays all views into the arena; returns the elements they take. Before the arena exists, only
+  /// counts.
   std::int64_t place(int batch) {
     std::int64_t used = 0;
     const auto take = [&](std::int64_t count) {
@@ -221,8 +225,8 @@ class Activations {
   Workspace<Real, Exec> workspace_;
 };
 
-/// y = x + attention(norm(x)), then y + mlp(norm(y)). Reads saved.x, writes the rest of saved, and y.
-/// \param[out] y  (N, C)
+/// y = x + attention(norm(x)), then y + mlp(norm(y)). Reads saved.x, writes the rest of saved, and
+/// y. \param[out] y  (N, C)
 template <class Real, class Exec>
 void block_forward(const Exec& exec, int heads,
                    const std::type_identity_t<BlockParameters<const Real, Exec>>& p,
@@ -267,7 +271,8 @@ void block_backward(const Exec& exec, int heads,
 
 /// Logits of the next byte: norm of the residual stream times the token embedding.
 template <class Real, class Exec>
-void head_forward(const Exec& exec, const std::type_identity_t<FinalParameters<const Real, Exec>>& p,
+void head_forward(const Exec& exec,
+                  const std::type_identity_t<FinalParameters<const Real, Exec>>& p,
                   std::type_identity_t<Matrix<const Real, Exec>> token,
                   const std::type_identity_t<HeadActivations<Real, Exec>>& saved) {
   layer_norm_forward<Real>(exec, saved.x, p.weight, p.bias, saved.normalized, saved.mean,
@@ -276,9 +281,11 @@ void head_forward(const Exec& exec, const std::type_identity_t<FinalParameters<c
                        Matrix<const Real, Exec>(), saved.logits);
 }
 
-/// Writes work.d_x from the gradient that cross_entropy_forward_backward left in saved.logits; adds into g and d_token.
+/// Writes work.d_x from the gradient that cross_entropy_forward_backward left in saved.logits; adds
+/// into g and d_token.
 template <class Real, class Exec>
-void head_backward(const Exec& exec, const std::type_identity_t<FinalParameters<const Real, Exec>>& p,
+void head_backward(const Exec& exec,
+                   const std::type_identity_t<FinalParameters<const Real, Exec>>& p,
                    std::type_identity_t<Matrix<const Real, Exec>> token,
                    const std::type_identity_t<HeadActivations<Real, Exec>>& saved,
                    const std::type_identity_t<FinalParameters<Real, Exec>>& g,
@@ -287,8 +294,8 @@ void head_backward(const Exec& exec, const std::type_identity_t<FinalParameters<
   linear_backward<Real>(exec, saved.logits, saved.normalized, token, work.d_narrow, d_token,
                         Vector<Real, Exec>(), work.partial);
   Kokkos::deep_copy(exec, work.d_x, Real(0));
-  layer_norm_backward<Real>(exec, work.d_narrow, saved.x, saved.mean, saved.rstd, p.weight, work.d_x,
-                            g.weight, g.bias, work.partial);
+  layer_norm_backward<Real>(exec, work.d_narrow, saved.x, saved.mean, saved.rstd, p.weight,
+                            work.d_x, g.weight, g.bias, work.partial);
 }
 
 }  // namespace gpt

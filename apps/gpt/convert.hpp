@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Parameters may be stored in another type P than the activations' Real (a bf16 gather under float kernels). Here
-// structs of views (EmbeddingParameters, BlockParameters, FinalParameters) go from one to the other through a scratch
-// area; where P is Real, views pass through and nothing is copied.
-
-#include <gpt/block.hpp>
+// Parameters may be stored in another type P than the activations' Real (a bf16 gather under float
+// kernels). Here structs of views (EmbeddingParameters, BlockParameters, FinalParameters) go from
+// one to the other through a scratch area; where P is Real, views pass through and nothing is
+// copied.
 
 #include <Kokkos_Core.hpp>
+#include <gpt/block.hpp>
+
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -17,7 +18,8 @@
 
 namespace gpt {
 
-/// A bump allocator over one View that is allocated once, or not at all where P is Real. reset() frees all.
+/// A bump allocator over one View that is allocated once, or not at all where P is Real. reset()
+/// frees all.
 template <class Real, class Exec>
 class ConversionScratch {
  public:
@@ -44,8 +46,8 @@ class ConversionScratch {
   std::size_t used_ = 0;
 };
 
-/// Elements of scratch that one conversion of parameters (and another of gradients) of this shape needs: the head holds
-/// the embedding and the final norm at once.
+/// Elements of scratch that one conversion of parameters (and another of gradients) of this shape
+/// needs: the head holds the embedding and the final norm at once.
 [[nodiscard]] inline std::int64_t conversion_scratch_count(const GptShape& shape) {
   const auto units = shape.units();
   return std::max(units.at(1).count(), units.front().count() + units.back().count());
@@ -110,7 +112,8 @@ void visit_pairs(A& a, B& b, const F& f) {
     int other = 0;
     b.visit([&](auto& of_b) {
       if (other++ == position) {
-        if constexpr (std::decay_t<decltype(of_a)>::rank() == std::decay_t<decltype(of_b)>::rank()) {
+        if constexpr (std::decay_t<decltype(of_a)>::rank() ==
+                      std::decay_t<decltype(of_b)>::rank()) {
           f(of_a, of_b);
         }
       }
@@ -121,7 +124,8 @@ void visit_pairs(A& a, B& b, const F& f) {
 
 }  // namespace detail
 
-/// Parameters as Real: the views themselves if P is Real, else converted copies in the scratch. Ordered on exec.
+/// Parameters as Real: the views themselves if P is Real, else converted copies in the scratch.
+/// Ordered on exec.
 template <class Real, template <class, class> class Unit, class P, class Exec>
 Unit<const Real, Exec> parameters_as(const Exec& exec, Unit<const P, Exec> stored,
                                      ConversionScratch<Real, Exec>& scratch) {
@@ -139,8 +143,8 @@ Unit<const Real, Exec> parameters_as(const Exec& exec, Unit<const P, Exec> store
   }
 }
 
-/// Views of Real that backward functions add into: `stored` itself if P is Real, else zeroed views in the scratch,
-/// which add_gradients brings into `stored`.
+/// Views of Real that backward functions add into: `stored` itself if P is Real, else zeroed views
+/// in the scratch, which add_gradients brings into `stored`.
 template <class Real, template <class, class> class Unit, class P, class Exec>
 Unit<Real, Exec> gradients_as(const Exec& exec, Unit<P, Exec> stored,
                               ConversionScratch<Real, Exec>& scratch) {
@@ -157,7 +161,8 @@ Unit<Real, Exec> gradients_as(const Exec& exec, Unit<P, Exec> stored,
   }
 }
 
-/// stored += computed where the types differ, with one rounding to P an element; nothing where they are the same views.
+/// stored += computed where the types differ, with one rounding to P an element; nothing where they
+/// are the same views.
 template <class Real, template <class, class> class Unit, class P, class Exec>
 void add_gradients(const Exec& exec, Unit<Real, Exec> computed, Unit<P, Exec> stored) {
   if constexpr (!std::is_same_v<Real, P>) {

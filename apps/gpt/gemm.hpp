@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Matrix products on row-major memory: CBLAS on host spaces, a plain kernel on others (correct, not fast: a vendor
-// library belongs there).
+// Matrix products on row-major memory: CBLAS on host spaces, a plain kernel on others (correct, not
+// fast: a vendor library belongs there).
 
+#include <Kokkos_Core.hpp>
+#include <cblas.h>
 #include <gpt/rows.hpp>
 
-#include <cblas.h>
-#include <Kokkos_Core.hpp>
 #include <cstdint>
 #include <type_traits>
 
@@ -15,8 +15,9 @@ namespace gpt {
 
 enum class Transpose { no, yes };
 
-/// A batch of outer x inner matrices with the same leading dimension in one allocation; matrix (o, i) starts at
-/// data + o * outer_stride + i * inner_stride. Counts are in elements. A single matrix needs no strides.
+/// A batch of outer x inner matrices with the same leading dimension in one allocation; matrix (o,
+/// i) starts at data + o * outer_stride + i * inner_stride. Counts are in elements. A single matrix
+/// needs no strides.
 template <class T>
 struct Operand {
   T* data = nullptr;
@@ -78,15 +79,14 @@ void plain_gemm(const Exec& exec, Transpose transpose_a, Transpose transpose_b,
                 const Operand<const Real>& b, Real beta, const Operand<Real>& c) {
   const std::int64_t items = std::int64_t{shape.rows} * shape.columns * shape.outer * shape.inner;
   Kokkos::parallel_for(
-      "gpt::plain_gemm",
-      Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(exec, 0, items),
+      "gpt::plain_gemm", Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(exec, 0, items),
       detail::PlainGemm<Real>{transpose_a, transpose_b, shape, alpha, beta, a, b, c});
 }
 
 /// C = alpha op(A) op(B) + beta C for each matrix of a batch; with beta = 0, C is not read.
 ///
-/// Ordered on exec; on host spaces it blocks until exec and the product are done. Extents of 0 are fine.
-/// \tparam Real  float or double
+/// Ordered on exec; on host spaces it blocks until exec and the product are done. Extents of 0 are
+/// fine. \tparam Real  float or double
 template <class Real, class Exec>
 void gemm(const Exec& exec, Transpose transpose_a, Transpose transpose_b, const GemmShape& shape,
           Real alpha, const std::type_identity_t<Operand<const Real>>& a,
@@ -96,7 +96,8 @@ void gemm(const Exec& exec, Transpose transpose_a, Transpose transpose_b, const 
                 "gpt::gemm: CBLAS has float and double");
   if (shape.rows == 0 || shape.columns == 0 || shape.outer == 0 || shape.inner == 0) return;
   if constexpr (is_host_space<Exec>) {
-    if (shape.depth == 0) {  // CBLAS demands a leading dimension of at least 1, which empty views lack
+    if (shape.depth ==
+        0) {  // CBLAS demands a leading dimension of at least 1, which empty views lack
       plain_gemm<Real>(exec, transpose_a, transpose_b, shape, alpha, a, b, beta, c);
       return;
     }

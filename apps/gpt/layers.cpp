@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <Kokkos_Core.hpp>
 #include <gpt/gemm.hpp>
 #include <gpt/layers.hpp>
 
-#include <Kokkos_Core.hpp>
 #include <type_traits>
 
 namespace gpt {
@@ -46,7 +46,8 @@ void layer_norm_forward(const Exec& exec, Matrix<const Real, Exec> x,
         Real* out = &y(i, 0);
         const Real* w = weight.data();
         const Real* b = bias.data();
-        const Real center = row_sum<Real>(row, width, [&](const int j) { return in[j]; }) / Real(width);
+        const Real center =
+            row_sum<Real>(row, width, [&](const int j) { return in[j]; }) / Real(width);
         const Real variance = row_sum<Real>(row, width,
                                             [&](const int j) {
                                               const Real d = in[j] - center;
@@ -80,11 +81,10 @@ void layer_norm_backward(const Exec& exec, Matrix<const Real, Exec> d_y, Matrix<
         const Real scale = rstd(i);
         const Real d_mean =
             row_sum<Real>(row, width, [&](const int j) { return d_out[j] * w[j]; }) / Real(width);
-        const Real d_projection = row_sum<Real>(row, width,
-                                                [&](const int j) {
-                                                  return d_out[j] * w[j] * (in[j] - center) * scale;
-                                                }) /
-                                  Real(width);
+        const Real d_projection =
+            row_sum<Real>(row, width,
+                          [&](const int j) { return d_out[j] * w[j] * (in[j] - center) * scale; }) /
+            Real(width);
         row_for(row, width, [&](const int j) {
           const Real normalized = (in[j] - center) * scale;
           d_in[j] += scale * (d_out[j] * w[j] - d_mean - normalized * d_projection);
@@ -183,7 +183,8 @@ void qkv_backward(const Exec& exec, Matrix<const Real, Exec> d_qkv, Matrix<const
 
 namespace {
 
-/// How one head's queries, keys, values lie in (N, 3C), its output in (N, C) and its scores in (B*H*T, T).
+/// How one head's queries, keys, values lie in (N, 3C), its output in (N, C) and its scores in
+/// (B*H*T, T).
 struct HeadLayout {
   int positions, heads, batch, width, head_width;
 
@@ -285,7 +286,8 @@ void attention_backward(const Exec& exec, const int heads, Matrix<const Real, Ex
 
 namespace {
 
-// 2 sqrt(2/pi) and the cubic term: 1/2 (1 + tanh(u)) = 1 / (1 + exp(-2u)), one exponential and no tanh.
+// 2 sqrt(2/pi) and the cubic term: 1/2 (1 + tanh(u)) = 1 / (1 + exp(-2u)), one exponential and no
+// tanh.
 constexpr double gelu_slope = 1.5957691216057308;
 constexpr double gelu_cubic = 0.044715;
 
@@ -295,8 +297,7 @@ template <class Real, class Exec>
 void gelu_forward(const Exec& exec, Matrix<const Real, Exec> x, Matrix<Real, Exec> y) {
   const int width = x.extent_int(1);
   for_rows(
-      "gpt::gelu_forward", exec, x.extent_int(0),
-      KOKKOS_LAMBDA(const Row<Exec>& row, const int i) {
+      "gpt::gelu_forward", exec, x.extent_int(0), KOKKOS_LAMBDA(const Row<Exec>& row, const int i) {
         const Real* in = &x(i, 0);
         Real* out = &y(i, 0);
         row_for(row, width, [&](const int j) {
@@ -332,8 +333,7 @@ template <class Real, class Exec>
 void residual_add(const Exec& exec, Matrix<const Real, Exec> x, Matrix<Real, Exec> y) {
   const int width = x.extent_int(1);
   for_rows(
-      "gpt::residual_add", exec, x.extent_int(0),
-      KOKKOS_LAMBDA(const Row<Exec>& row, const int i) {
+      "gpt::residual_add", exec, x.extent_int(0), KOKKOS_LAMBDA(const Row<Exec>& row, const int i) {
         const Real* in = &x(i, 0);
         Real* out = &y(i, 0);
         row_for(row, width, [&](const int j) { out[j] += in[j]; });
@@ -397,7 +397,8 @@ void mean_of_rows(const Exec& exec, const int positions, const Vector<const Real
       "gpt::cross_entropy mean", Kokkos::RangePolicy<Exec>(exec, 0, losses.extent_int(0)),
       KOKKOS_LAMBDA(const int b) {
         double sum = 0;
-        for (int t = 0; t < positions; ++t) sum += static_cast<double>(row_losses(b * positions + t));
+        for (int t = 0; t < positions; ++t)
+          sum += static_cast<double>(row_losses(b * positions + t));
         losses(b) = sum / positions;
       });
 }
@@ -416,8 +417,8 @@ void cross_entropy_forward(const Exec& exec, Matrix<const Real, Exec> logits,
         const Real* z = &logits(i, 0);
         const int target = windows(i / positions, i % positions + 1);
         const Real largest = row_max<Real>(row, vocabulary, [&](const int j) { return z[j]; });
-        const Real total = row_sum<Real>(
-            row, vocabulary, [&](const int j) { return exponential(z[j] - largest); });
+        const Real total = row_sum<Real>(row, vocabulary,
+                                         [&](const int j) { return exponential(z[j] - largest); });
         row_once(row, [&] { row_losses(i) = Kokkos::log(total) - (z[target] - largest); });
       });
   mean_of_rows<Real>(exec, positions, Vector<const Real, Exec>(row_losses), losses);
@@ -464,23 +465,21 @@ void cross_entropy_forward_backward(const Exec& exec, Matrix<Real, Exec> logits,
   template void linear_forward<Real, Exec>(const Exec&, Matrix<const Real, Exec>,                  \
                                            Matrix<const Real, Exec>, Vector<const Real, Exec>,     \
                                            Matrix<const Real, Exec>, Matrix<Real, Exec>);          \
-  template void linear_backward<Real, Exec>(const Exec&, Matrix<const Real, Exec>,                 \
-                                            Matrix<const Real, Exec>, Matrix<const Real, Exec>,    \
-                                            Matrix<Real, Exec>, Matrix<Real, Exec>,                \
-                                            Vector<Real, Exec>, Vector<Real, Exec>);               \
+  template void linear_backward<Real, Exec>(                                                       \
+      const Exec&, Matrix<const Real, Exec>, Matrix<const Real, Exec>, Matrix<const Real, Exec>,   \
+      Matrix<Real, Exec>, Matrix<Real, Exec>, Vector<Real, Exec>, Vector<Real, Exec>);             \
   template void qkv_forward<Real, Exec>(const Exec&, Matrix<const Real, Exec>,                     \
                                         Matrix<const Real, Exec>, Vector<const Real, Exec>,        \
                                         Vector<const Real, Exec>, Matrix<Real, Exec>);             \
-  template void qkv_backward<Real, Exec>(const Exec&, Matrix<const Real, Exec>,                    \
-                                         Matrix<const Real, Exec>, Matrix<const Real, Exec>,       \
-                                         Matrix<Real, Exec>, Matrix<Real, Exec>,                   \
-                                         Vector<Real, Exec>, Vector<Real, Exec>,                   \
-                                         Vector<Real, Exec>);                                      \
+  template void qkv_backward<Real, Exec>(                                                          \
+      const Exec&, Matrix<const Real, Exec>, Matrix<const Real, Exec>, Matrix<const Real, Exec>,   \
+      Matrix<Real, Exec>, Matrix<Real, Exec>, Vector<Real, Exec>, Vector<Real, Exec>,              \
+      Vector<Real, Exec>);                                                                         \
   template void attention_forward<Real, Exec>(const Exec&, int, Matrix<const Real, Exec>,          \
                                               Matrix<Real, Exec>, Matrix<Real, Exec>);             \
-  template void attention_backward<Real, Exec>(                                                    \
-      const Exec&, int, Matrix<const Real, Exec>, Matrix<const Real, Exec>,                        \
-      Matrix<const Real, Exec>, Matrix<Real, Exec>, Matrix<Real, Exec>);                           \
+  template void attention_backward<Real, Exec>(const Exec&, int, Matrix<const Real, Exec>,         \
+                                               Matrix<const Real, Exec>, Matrix<const Real, Exec>, \
+                                               Matrix<Real, Exec>, Matrix<Real, Exec>);            \
   template void gelu_forward<Real, Exec>(const Exec&, Matrix<const Real, Exec>,                    \
                                          Matrix<Real, Exec>);                                      \
   template void gelu_backward<Real, Exec>(const Exec&, Matrix<const Real, Exec>,                   \
@@ -497,7 +496,7 @@ void cross_entropy_forward_backward(const Exec& exec, Matrix<Real, Exec> logits,
                                                   Matrix<const Token, Exec>, Vector<Real, Exec>,   \
                                                   Vector<double, Exec>);                           \
   template void cross_entropy_forward_backward<Real, Exec>(                                        \
-      const Exec&, Matrix<Real, Exec>, Matrix<const Token, Exec>, Scalar<const double, Exec>,       \
+      const Exec&, Matrix<Real, Exec>, Matrix<const Token, Exec>, Scalar<const double, Exec>,      \
       Vector<Real, Exec>, Vector<double, Exec>);
 
 MICS_GPT_INSTANTIATE(float, Kokkos::DefaultHostExecutionSpace)

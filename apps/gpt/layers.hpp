@@ -3,20 +3,24 @@
 
 // Layers of a byte-level GPT, forward and backward, as free functions over Kokkos Views.
 //
-// Shapes: B samples, T positions, N = B*T rows, C width, H heads of C/H columns, V vocabulary. Row b*T + t of an
-// activation belongs to position t of sample b. Weights are (outputs, inputs). Views are LayoutRight and unmanaged.
+// Shapes: B samples, T positions, N = B*T rows, C width, H heads of C/H columns, V vocabulary. Row
+// b*T + t of an activation belongs to position t of sample b. Weights are (outputs, inputs). Views
+// are LayoutRight and unmanaged.
 //
-// All functions are local, ordered on exec and allocate nothing; those with a matrix product block on host spaces.
-// Backward functions ADD into gradients of parameters and write, or add where they say so, gradients of activations.
-// B = 0 is fine and adds nothing. No atomics: results do not depend on the number of threads.
+// All functions are local, ordered on exec and allocate nothing; those with a matrix product block
+// on host spaces. Backward functions ADD into gradients of parameters and write, or add where they
+// say so, gradients of activations. B = 0 is fine and adds nothing. No atomics: results do not
+// depend on the number of Kokkos' threads (a BLAS with threads of its own may add in another
+// order).
 //
-// Call with the activation type named, so that arguments convert to the parameter types (const, unmanaged):
+// Call with the activation type named, so that arguments convert to the parameter types (const,
+// unmanaged):
 //   layer_norm_forward<float>(exec, x, weight, bias, y, mean, rstd);
 // Compiled for float and double on the host execution space and on the default one.
 
+#include <Kokkos_Core.hpp>
 #include <gpt/rows.hpp>
 
-#include <Kokkos_Core.hpp>
 #include <cstdint>
 
 namespace gpt {
@@ -60,16 +64,17 @@ void linear_forward(const Exec& exec, Matrix<const Real, Exec> x, Matrix<const R
 /// \param[out]    d_x       (N, inputs), written; or empty: not wanted
 /// \param[in,out] d_weight  (outputs, inputs), added
 /// \param[in,out] d_bias    (outputs), added; or empty: none
-/// \param[out]    partial   workspace of column_sum_workspace(N, outputs) elements, unused without a bias
+/// \param[out]    partial   workspace of column_sum_workspace(N, outputs) elements, unused without
+/// a bias
 template <class Real, class Exec>
 void linear_backward(const Exec& exec, Matrix<const Real, Exec> d_y, Matrix<const Real, Exec> x,
                      Matrix<const Real, Exec> weight, Matrix<Real, Exec> d_x,
                      Matrix<Real, Exec> d_weight, Vector<Real, Exec> d_bias,
                      Vector<Real, Exec> partial);
 
-/// Queries, keys and values in one product. Keys have no bias: softmax does not change when a constant is added to
-/// all scores of a query, so that its gradient would be rounding noise, which Adam would scale up to full steps.
-/// \param[in]  weight  (3C, C), rows of queries, keys, values
+/// Queries, keys and values in one product. Keys have no bias: softmax does not change when a
+/// constant is added to all scores of a query, so that its gradient would be rounding noise, which
+/// Adam would scale up to full steps. \param[in]  weight  (3C, C), rows of queries, keys, values
 /// \param[out] qkv     (N, 3C)
 template <class Real, class Exec>
 void qkv_forward(const Exec& exec, Matrix<const Real, Exec> x, Matrix<const Real, Exec> weight,
@@ -84,11 +89,10 @@ void qkv_backward(const Exec& exec, Matrix<const Real, Exec> d_qkv, Matrix<const
                   Matrix<Real, Exec> d_weight, Vector<Real, Exec> d_query_bias,
                   Vector<Real, Exec> d_value_bias, Vector<Real, Exec> partial);
 
-/// Causal attention of H heads: y = softmax(q k^T / sqrt(C/H)) v for each head, over positions up to the query's own.
-/// \param[in]  qkv            (N, 3C)
-/// \param[out] probabilities  (B*H*T, T), zero above the diagonal
-/// \param[out] y              (N, C)
-/// \pre N is a multiple of T = probabilities.extent(1); C is a multiple of heads
+/// Causal attention of H heads: y = softmax(q k^T / sqrt(C/H)) v for each head, over positions up
+/// to the query's own. \param[in]  qkv            (N, 3C) \param[out] probabilities  (B*H*T, T),
+/// zero above the diagonal \param[out] y              (N, C) \pre N is a multiple of T =
+/// probabilities.extent(1); C is a multiple of heads
 template <class Real, class Exec>
 void attention_forward(const Exec& exec, int heads, Matrix<const Real, Exec> qkv,
                        Matrix<Real, Exec> probabilities, Matrix<Real, Exec> y);
@@ -142,9 +146,9 @@ void cross_entropy_forward(const Exec& exec, Matrix<const Real, Exec> logits,
                            Matrix<const Token, Exec> windows, Vector<Real, Exec> row_losses,
                            Vector<double, Exec> losses);
 
-/// The same losses, and in place of the logits d(loss_scale * sum over samples of the loss) / d(logits).
-/// \param[in,out] logits      (N, V), becomes the gradient
-/// \param[in]     loss_scale  read on the device
+/// The same losses, and in place of the logits d(loss_scale * sum over samples of the loss) /
+/// d(logits). \param[in,out] logits      (N, V), becomes the gradient \param[in]     loss_scale
+/// read on the device
 template <class Real, class Exec>
 void cross_entropy_forward_backward(const Exec& exec, Matrix<Real, Exec> logits,
                                     Matrix<const Token, Exec> windows,

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Row-wise kernels with one text for both kinds of processor. A row is one work item with SIMD lanes on a host space
-// (omp simd), and one team with its threads as lanes on a device. Kernels are written with for_rows and, inside,
-// row_for / row_sum / row_max / row_sync / row_once. All orders of summation are fixed: results do not depend on the
-// number of threads.
+// Row-wise kernels with one text for both kinds of processor. A row is one work item with SIMD
+// lanes on a host space (omp simd), and one team with its threads as lanes on a device. Kernels are
+// written with for_rows and, inside, row_for / row_sum / row_max / row_sync / row_once. All orders
+// of summation are fixed: results do not depend on the number of threads.
 
 #include <Kokkos_Core.hpp>
+
 #include <bit>
 #include <cstdint>
 #include <type_traits>
 
-// The pragma is host-only text: nvcc's front end would warn at each of them.
-#if defined(__CUDACC__) || defined(__HIPCC__)
-#define MICS_GPT_PRAGMA(text)
-#else
+// Pragmas of OpenMP, where it is on: other compilations, nvcc's device pass among them, would warn.
+#if defined(_OPENMP) && !defined(__CUDACC__) && !defined(__HIPCC__)
 #define MICS_GPT_PRAGMA(text) _Pragma(text)
+#else
+#define MICS_GPT_PRAGMA(text)
 #endif
 
 namespace gpt {
@@ -31,7 +32,8 @@ using Scalar = Kokkos::View<T, Kokkos::LayoutRight, typename Exec::memory_space,
                             Kokkos::MemoryTraits<Kokkos::Unmanaged>>;
 
 template <class Exec>
-inline constexpr bool is_host_space = Kokkos::SpaceAccessibility<Exec, Kokkos::HostSpace>::accessible;
+inline constexpr bool is_host_space =
+    Kokkos::SpaceAccessibility<Exec, Kokkos::HostSpace>::accessible;
 
 struct HostRow {};
 

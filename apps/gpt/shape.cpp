@@ -43,7 +43,8 @@ void GptShape::validate() const {
   require(layers >= 1, "layers", "at least 1", layers);
   require(heads >= 1, "heads", "at least 1", heads);
   require(width >= 1, "width", "at least 1", width);
-  require(width % heads == 0, "width", "a multiple of heads (" + std::to_string(heads) + ")", width);
+  require(width % heads == 0, "width", "a multiple of heads (" + std::to_string(heads) + ")",
+          width);
   require(positions >= 1, "positions", "at least 1", positions);
   require(vocabulary >= 1 && vocabulary <= 256, "vocabulary", "1 to 256 (one byte)", vocabulary);
 }
@@ -57,16 +58,14 @@ std::vector<UnitSpec> GptShape::units() const {
                     {matrix("token.weight", vocabulary, c, initial_spread),
                      matrix("position.weight", positions, c, initial_spread)}});
   for (int layer = 0; layer < layers; ++layer) {
-    result.push_back({"block" + std::to_string(layer),
-                      {vector("ln1.weight", c, 1), vector("ln1.bias", c, 0),
-                       matrix("attn.qkv.weight", 3 * c, c, initial_spread),
-                       vector("attn.query.bias", c, 0), vector("attn.value.bias", c, 0),
-                       matrix("attn.proj.weight", c, c, residual_spread),
-                       vector("attn.proj.bias", c, 0), vector("ln2.weight", c, 1),
-                       vector("ln2.bias", c, 0), matrix("mlp.up.weight", 4 * c, c, initial_spread),
-                       vector("mlp.up.bias", 4 * c, 0),
-                       matrix("mlp.down.weight", c, 4 * c, residual_spread),
-                       vector("mlp.down.bias", c, 0)}});
+    result.push_back(
+        {"block" + std::to_string(layer),
+         {vector("ln1.weight", c, 1), vector("ln1.bias", c, 0),
+          matrix("attn.qkv.weight", 3 * c, c, initial_spread), vector("attn.query.bias", c, 0),
+          vector("attn.value.bias", c, 0), matrix("attn.proj.weight", c, c, residual_spread),
+          vector("attn.proj.bias", c, 0), vector("ln2.weight", c, 1), vector("ln2.bias", c, 0),
+          matrix("mlp.up.weight", 4 * c, c, initial_spread), vector("mlp.up.bias", 4 * c, 0),
+          matrix("mlp.down.weight", c, 4 * c, residual_spread), vector("mlp.down.bias", c, 0)}});
   }
   result.push_back({"final", {vector("ln_f.weight", c, 1), vector("ln_f.bias", c, 0)}});
   return result;

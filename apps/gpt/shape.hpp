@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Extents of a GPT and the table of its parameters, as data: what an engine registers, initialises and decays.
+// Extents of a GPT and the table of its parameters, as data: what an engine registers, initialises
+// and decays.
 
 #include <cstdint>
 #include <string>
@@ -9,7 +10,8 @@
 
 namespace gpt {
 
-/// How elements start: `constant` with value = spread, or `normal` with mean 0 and standard deviation = spread.
+/// How elements start: `constant` with value = spread, or `normal` with mean 0 and standard
+/// deviation = spread.
 enum class InitialKind : std::uint8_t { constant, normal };
 
 struct Initial {
@@ -36,7 +38,8 @@ struct UnitSpec {
   [[nodiscard]] std::int64_t count() const;
 };
 
-/// Extents. Example: layers 4, heads 4, width 128, positions 128, vocabulary 256 has 841,984 parameters.
+/// Extents. Example: layers 4, heads 4, width 128, positions 128, vocabulary 256 has 841,984
+/// parameters.
 struct GptShape {
   int layers = 4;
   int heads = 4;
@@ -49,14 +52,16 @@ struct GptShape {
 
   /// Units in the order of the forward pass: "embedding", "block0" ... , "final".
   ///
-  /// The order of parameters within a unit is the order of the members of EmbeddingParameters, BlockParameters and
-  /// FinalParameters. The token embedding is also the output head. Matrices decay, norms and biases do not.
-  /// Initial values are those of GPT-2: normal 0.02, projections into the residual stream scaled by 1/sqrt(2 layers).
+  /// The order of parameters within a unit is the order of the members of EmbeddingParameters,
+  /// BlockParameters and FinalParameters. The token embedding is also the output head. Matrices
+  /// decay, norms and biases do not. Initial values are those of GPT-2: normal 0.02, projections
+  /// into the residual stream scaled by 1/sqrt(2 layers).
   [[nodiscard]] std::vector<UnitSpec> units() const;
 
   [[nodiscard]] std::int64_t parameter_count() const;
 
-  /// Floating-point operations of forward and backward for one position: 6 a weight in a product, and attention.
+  /// Floating-point operations of forward and backward for one position: 6 a weight in a product,
+  /// and attention.
   [[nodiscard]] double flops_per_position() const;
 };
 

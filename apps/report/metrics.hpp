@@ -13,10 +13,12 @@ namespace report {
 
 enum class MetricsMode : std::uint8_t { replace, append };
 
-/// Writes one JSON object a line, each flushed: a file that is read while the run goes on, and complete up to a kill.
+/// Writes one JSON object a line, each flushed: a file that is read while the run goes on, and
+/// complete up to a kill.
 ///
-/// A run must not die of a full disk under its log: the first failure is told to `on_error`, and nothing is written
-/// after it. Numbers that are not finite become null, text that is not UTF-8 gets replacement characters.
+/// A run must not die of a full disk under its log: the first failure is told to `on_error`, and
+/// nothing is written after it. Numbers that are not finite become null, text that is not UTF-8
+/// gets replacement characters.
 class MetricsWriter {
  public:
   using ErrorHandler = std::function<void(const std::string& message)>;

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <report/progress.hpp>
-
 #include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <system_error>
 
 namespace report {
 
@@ -24,7 +28,17 @@ std::string format(const char* pattern, double value) {
 
 }  // namespace
 
-bool is_terminal(std::FILE* stream) { return isatty(fileno(stream)) == 1; }
+bool is_terminal(std::FILE* stream) {
+  if (isatty(fileno(stream)) != 1) return false;
+  // Open MPI gives rank 0 a pseudo-terminal whatever its own output is: then the launcher's counts,
+  // which is the parent process, or out of sight on another node.
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return true;
+  std::error_code error;
+  const auto output = std::filesystem::read_symlink(
+      "/proc/" + std::to_string(getppid()) + "/fd/" + std::to_string(fileno(stream)), error);
+  const std::string target = error ? "" : output.string();
+  return target.starts_with("/dev/pts/") || target.starts_with("/dev/tty");
+}
 
 std::string duration_text(double value) {
   if (!std::isfinite(value) || value < 0 || value > 1e9) return "--:--";
@@ -65,10 +79,13 @@ void Progress::update(std::int64_t step, double bits_per_byte, std::int64_t work
     if (!is_last && (options_.every < 1 || step % options_.every != 0)) return;
     stream_ << "step " << count << "  loss " << numbers(step, bits_per_byte, now) << std::endl;
   } else {
-    if (!is_last && bar_width_ > 0 && seconds(now - last_output_) < seconds_between_drawings) return;
-    const double share = options_.last_step > 0
-                             ? std::clamp(static_cast<double>(step) / static_cast<double>(options_.last_step), 0.0, 1.0)
-                             : 1.0;
+    if (!is_last && bar_width_ > 0 && seconds(now - last_output_) < seconds_between_drawings)
+      return;
+    const double share =
+        options_.last_step > 0
+            ? std::clamp(static_cast<double>(step) / static_cast<double>(options_.last_step), 0.0,
+                         1.0)
+            : 1.0;
     const auto filled = static_cast<std::size_t>(share * bar_cells);
     std::string bar(filled, '=');
     if (filled < bar_cells) bar += '>';
@@ -88,10 +105,10 @@ void Progress::message(const std::string& text) {
   stream_ << text << std::endl;
 }
 
-std::string Progress::numbers(std::int64_t step, double bits_per_byte, Clock::time_point now) const {
+std::string Progress::numbers(std::int64_t step, double bits_per_byte,
+                              Clock::time_point now) const {
   const double since_output = seconds(now - last_output_);
-  const double rate =
-      since_output > 0 ? static_cast<double>(work_since_output_) / since_output : 0;
+  const double rate = since_output > 0 ? static_cast<double>(work_since_output_) / since_output : 0;
   const std::int64_t done = step - options_.first_step;
   const double remaining =
       done > 0 ? seconds(now - start_) / static_cast<double>(done) *

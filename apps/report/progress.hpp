@@ -28,12 +28,14 @@ struct ProgressOptions {
 ///   [=========>          ] 140/300  2.871 bits/byte  21.3k tokens/s  ETA 0:25
 /// As lines, each `every` steps and at the last one:
 ///   step 140/300  loss 2.871 bits/byte  21.3k tokens/s  ETA 0:25
-/// The rate is that of the time since the previous output, the remaining time follows from the whole run.
+/// The rate is that of the time since the previous output, the remaining time follows from the
+/// whole run.
 class Progress {
  public:
   using Clock = std::chrono::steady_clock;
 
-  Progress(std::ostream& stream, const ProgressOptions& options, Clock::time_point start = Clock::now());
+  Progress(std::ostream& stream, const ProgressOptions& options,
+           Clock::time_point start = Clock::now());
   ~Progress();  // ends a bar's line
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -48,7 +50,8 @@ class Progress {
   void message(const std::string& text);
 
  private:
-  [[nodiscard]] std::string numbers(std::int64_t step, double bits_per_byte, Clock::time_point now) const;
+  [[nodiscard]] std::string numbers(std::int64_t step, double bits_per_byte,
+                                    Clock::time_point now) const;
   void erase_bar();
 
   std::ostream& stream_;

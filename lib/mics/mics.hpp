@@ -6,6 +6,8 @@
 #include <mics/base/dtype.hpp>
 #include <mics/base/error.hpp>
 #include <mics/base/execution.hpp>
+#include <mics/base/hash.hpp>
+#include <mics/base/json_reader.hpp>
 #include <mics/base/log.hpp>
 #include <mics/base/random.hpp>
 #include <mics/base/version.hpp>

@@ -8,10 +8,6 @@
 
 namespace mics::optim {
 
-std::int64_t norm_partials(std::int64_t count) {
-  return (count + state::block_count - 1) / state::block_count;
-}
-
 double sum_of_squares(const void* values, DType dtype, std::int64_t count,
                       std::span<double> partials) {
   double* partial = partials.data();
@@ -40,7 +36,7 @@ double sum_of_squares(const void* values, DType dtype, std::int64_t count,
     });
   });
   double total = 0;
-  for (std::int64_t b = 0; b < norm_partials(count); ++b) total += partial[b];
+  for (std::int64_t b = 0; b < state::blocks_of(count); ++b) total += partial[b];
   return total;
 }
 

@@ -8,13 +8,10 @@
 
 namespace mics::optim {
 
-/// Partial sums that `sum_of_squares` needs for `count` elements.
-[[nodiscard]] std::int64_t norm_partials(std::int64_t count);
-
 /// Sum of the squares of `count` elements in fp64: fixed blocks, added in order, so that the bits do
 /// not depend on the number of threads. Finite exactly if every element is finite and no square
 /// overflows fp64. Host memory; local; blocks. Floor: one read of the elements.
-/// \param partials  at least norm_partials(count) elements, overwritten
+/// \param partials  at least state::blocks_of(count) elements, overwritten
 [[nodiscard]] double sum_of_squares(const void* values, DType dtype, std::int64_t count,
                                     std::span<double> partials);
 

@@ -7,10 +7,10 @@
 
 #include <mics/base/error.hpp>
 #include <mics/comm/mpi_transport.hpp>
-#include <mics/optim/norm.hpp>
 #include <mics/parallel/shard_channel.hpp>
 #include <mics/parallel/slot_schedule.hpp>
 #include <mics/state/arena.hpp>
+#include <mics/state/for_blocks.hpp>
 
 namespace mics {
 namespace {
@@ -72,7 +72,7 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
       longest_shard = std::max(longest_shard, sum * parallel::ShardChannel::scratch_count(
                                                         true, layout.nodes_per_group(), shard));
     }
-    partials = std::max(partials, optim::norm_partials(shard));
+    partials = std::max(partials, state::blocks_of(shard));
   }
   memory_.scratch = state::arena_bytes(longest_shard) +
                     state::arena_bytes(partials * static_cast<std::int64_t>(sizeof(double)));
@@ -173,7 +173,7 @@ CollectiveCounts Plan::count(int micro_steps) const {
   return count(order, micro_steps);
 }
 
-std::string Plan::text() const {
+std::string Plan::text(std::span<const UnitId> order) const {
   const int p = layout_.shard_size();
   const int replicas = layout_.replicas();
   std::string out;
@@ -213,12 +213,14 @@ std::string Plan::text() const {
   line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
                human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
                ", scratch " + human(memory_.scratch) + ", staging " + human(memory_.staging));
-  const CollectiveCounts counts = count(request_.micro_steps);
+  const CollectiveCounts counts =
+      order.empty() ? count(request_.micro_steps) : count(order, request_.micro_steps);
   line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
                      " reduce-scatters (hop 1), " + std::to_string(counts.hop2) +
                      " replica reductions (hop 2), " + std::to_string(counts.norm) +
                      " small exchanges; " + plural(request_.micro_steps, "micro-step") +
-                     ", forward in order of declaration, backward in reverse");
+                     (order.empty() ? ", forward in order of declaration, backward in reverse"
+                                    : ", units in the declared order"));
   line("transport", "MPI, host memory; reductions block the caller, prefetched gathers progress "
                     "inside mics calls");
   if (two_stage_) {

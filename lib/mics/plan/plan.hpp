@@ -86,8 +86,9 @@ class Plan {
   /// `count` for a forward pass in the order of declaration and a backward pass in reverse.
   [[nodiscard]] CollectiveCounts count(int micro_steps) const;
 
-  /// The plan as text for people, several lines.
-  [[nodiscard]] std::string text() const;
+  /// The plan as text for people, several lines. \param order  of gathers in a micro-step; empty:
+  /// forward in the order of declaration, backward in reverse
+  [[nodiscard]] std::string text(std::span<const UnitId> order = {}) const;
 
  private:
   layout::GroupLayout layout_;

@@ -15,12 +15,17 @@ namespace mics::state {
 /// is a stream of vector instructions. Fixed, so that results do not depend on the thread count.
 inline constexpr std::int64_t block_count = 4096;
 
+/// Number of blocks of `count` elements.
+[[nodiscard]] constexpr std::int64_t blocks_of(std::int64_t count) {
+  return (count + block_count - 1) / block_count;
+}
+
 /// Calls `body(begin, end)` for the blocks of [0, count), in parallel on the host; blocks until all
 /// are done.
 template <class Body>
 void for_blocks(const std::string& label, std::int64_t count, const Body& body) {
   using Host = Kokkos::DefaultHostExecutionSpace;
-  const std::int64_t blocks = (count + block_count - 1) / block_count;
+  const std::int64_t blocks = blocks_of(count);
   const auto block = [=](std::int64_t b) {
     body(b * block_count, std::min(count, (b + 1) * block_count));
   };

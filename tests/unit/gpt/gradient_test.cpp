@@ -33,9 +33,9 @@ double numerical_derivative(SmallGpt<double>& model, std::int64_t index) {
     value = start + offset;
     return model.loss();
   };
-  const double result = (8 * (loss_at(step) - loss_at(-step)) -
-                         (loss_at(2 * step) - loss_at(-2 * step))) /
-                        (12 * step);
+  const double result =
+      (8 * (loss_at(step) - loss_at(-step)) - (loss_at(2 * step) - loss_at(-2 * step))) /
+      (12 * step);
   value = start;
   return result;
 }
@@ -65,8 +65,8 @@ TEST(GradientTest, MatchesCentralDifferencesInEveryElement) {
 }
 
 TEST(GradientTest, MatchesCentralDifferencesForOddExtents) {
-  expect_gradients_match({.layers = 1, .heads = 3, .width = 15, .positions = 7, .vocabulary = 13}, 5,
-                         40);
+  expect_gradients_match({.layers = 1, .heads = 3, .width = 15, .positions = 7, .vocabulary = 13},
+                         5, 40);
   expect_gradients_match({.layers = 3, .heads = 1, .width = 9, .positions = 5, .vocabulary = 3}, 1,
                          40);
 }
@@ -93,7 +93,8 @@ TEST(GradientTest, MatchesCentralDifferencesWithOnePosition) {
 }
 
 TEST(GradientTest, LossOfTrainingAndValidationAgree) {
-  SmallGpt<double> model({.layers = 2, .heads = 2, .width = 8, .positions = 6, .vocabulary = 11}, 3);
+  SmallGpt<double> model({.layers = 2, .heads = 2, .width = 8, .positions = 6, .vocabulary = 11},
+                         3);
 
   const double trained = model.loss_and_gradients();
   const double validated = model.loss();
@@ -102,7 +103,8 @@ TEST(GradientTest, LossOfTrainingAndValidationAgree) {
 }
 
 TEST(GradientTest, NoSamplesAddNothing) {
-  SmallGpt<double> model({.layers = 2, .heads = 2, .width = 8, .positions = 6, .vocabulary = 11}, 3);
+  SmallGpt<double> model({.layers = 2, .heads = 2, .width = 8, .positions = 6, .vocabulary = 11},
+                         3);
   model.activations().resize(0);
   std::ranges::fill(model.gradients, 5);
 
@@ -182,8 +184,8 @@ double worst_deviation(const SmallGpt<double>& expected, const std::vector<P>& f
     const double largest = largest_magnitude(expected.gradients, range.begin, range.count);
     for (std::int64_t i = range.begin; i < range.begin + range.count; ++i) {
       const auto index = static_cast<std::size_t>(i);
-      const double deviation =
-          std::abs(static_cast<double>(static_cast<float>(found[index])) - expected.gradients[index]);
+      const double deviation = std::abs(static_cast<double>(static_cast<float>(found[index])) -
+                                        expected.gradients[index]);
       worst = std::max(worst, deviation / largest);
     }
   }
@@ -191,7 +193,8 @@ double worst_deviation(const SmallGpt<double>& expected, const std::vector<P>& f
 }
 
 TEST(GradientTest, SinglePrecisionFollowsDouble) {
-  const gpt::GptShape shape{.layers = 2, .heads = 4, .width = 32, .positions = 24, .vocabulary = 60};
+  const gpt::GptShape shape{
+      .layers = 2, .heads = 4, .width = 32, .positions = 24, .vocabulary = 60};
   SmallGpt<double> in_double(shape, 4);
   SmallGpt<float> in_float(shape, 4);
 
@@ -237,7 +240,8 @@ TEST(GradientTest, TwoByteParametersUnderFloatActivations) {
   const double found = stored_short.loss_and_gradients();
 
   EXPECT_NEAR(found / expected, 1, 1e-5);
-  // One rounding to 8 bits, two for the token embedding, which is stored at the head and at the end.
+  // One rounding to 8 bits, two for the token embedding, which is stored at the head and at the
+  // end.
   EXPECT_LE(worst_deviation(same_values, stored_short.gradients), 1.0 / 256);
 }
 
@@ -248,7 +252,8 @@ TEST(GptShapeTest, CountsParametersAsTheTableDoes) {
 
   ASSERT_EQ(units.size(), 6U);
   EXPECT_EQ(units[0].count(), 256 * 128 + 128 * 128);
-  EXPECT_EQ(units[1].parameters.size(), static_cast<std::size_t>(gpt::BlockParameters<int, SmallGpt<float>::Exec>::count));
+  EXPECT_EQ(units[1].parameters.size(),
+            static_cast<std::size_t>(gpt::BlockParameters<int, SmallGpt<float>::Exec>::count));
   EXPECT_EQ(units[1].count(), 12 * 128 * 128 + 12 * 128);
   EXPECT_EQ(shape.parameter_count(), 841984);
 }
@@ -275,8 +280,7 @@ TEST(GptShapeTest, NamesTheExtentThatCannotBe) {
     shape.validate();
     FAIL();
   } catch (const std::invalid_argument& error) {
-    EXPECT_STREQ(error.what(),
-                 "gpt::GptShape: width: expected a multiple of heads (3), found 8");
+    EXPECT_STREQ(error.what(), "gpt::GptShape: width: expected a multiple of heads (3), found 8");
   }
 }
 

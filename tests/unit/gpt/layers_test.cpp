@@ -2,11 +2,10 @@
 // Each layer's forward pass against loops in double that share no code with it, and the contracts
 // of the backward passes: they add, they take no samples, they do not depend on threads.
 
+#include <Kokkos_Core.hpp>
 #include <gpt/gemm.hpp>
 #include <gpt/layers.hpp>
-
 #include <gtest/gtest.h>
-#include <Kokkos_Core.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -37,8 +36,9 @@ struct Array {
         rows(row_count),
         columns(column_count) {
     for (std::size_t i = 0; i < data.size(); ++i) {
-      data[i] = seed < 0 ? Real(std::numeric_limits<Real>::quiet_NaN())
-                         : static_cast<Real>(wave(seed * 1009 + static_cast<std::int64_t>(i), scale));
+      data[i] = seed < 0
+                    ? Real(std::numeric_limits<Real>::quiet_NaN())
+                    : static_cast<Real>(wave(seed * 1009 + static_cast<std::int64_t>(i), scale));
     }
   }
   void fill(double value) { std::fill(data.begin(), data.end(), static_cast<Real>(value)); }
@@ -46,9 +46,7 @@ struct Array {
     return gpt::Matrix<Real, Exec>(data.data(), static_cast<std::size_t>(rows),
                                    static_cast<std::size_t>(columns));
   }
-  gpt::Vector<Real, Exec> vector() {
-    return gpt::Vector<Real, Exec>(data.data(), data.size());
-  }
+  gpt::Vector<Real, Exec> vector() { return gpt::Vector<Real, Exec>(data.data(), data.size()); }
   double operator()(int i, int j) const {
     return static_cast<double>(data[static_cast<std::size_t>(i) * columns + j]);
   }
@@ -64,7 +62,8 @@ struct Windows {
         batch(batch_size),
         positions(position_count) {
     for (std::size_t i = 0; i < data.size(); ++i) {
-      data[i] = static_cast<Token>((i * i * 7 + i * 3 + i / 5) % static_cast<std::size_t>(vocabulary));
+      data[i] =
+          static_cast<Token>((i * i * 7 + i * 3 + i / 5) % static_cast<std::size_t>(vocabulary));
     }
   }
   gpt::Matrix<const Token, Exec> matrix() const {
@@ -94,7 +93,7 @@ using Reals = testing::Types<float, double>;
 TYPED_TEST_SUITE(LayersTest, Reals);
 
 /// Extents around the lanes, tiles and row blocks of the kernels.
-const std::vector<std::pair<int, int>> extents = {{1, 1},  {2, 7},   {5, 16},  {63, 31},
+const std::vector<std::pair<int, int>> extents = {{1, 1},   {2, 7},   {5, 16},  {63, 31},
                                                   {64, 32}, {65, 33}, {130, 65}};
 
 TYPED_TEST(LayersTest, ExponentialMatchesTheLibraryOverItsWholeRange) {
@@ -138,8 +137,8 @@ TYPED_TEST(LayersTest, GemmOfDepthZeroScalesItsTarget) {
   Array<TypeParam> c(2, 2, 4);
   const double before = c[3];
 
-  gpt::gemm<TypeParam>(this->exec, gpt::Transpose::no, gpt::Transpose::no, {2, 2, 0}, 1, {nullptr, 0},
-                       {nullptr, 2}, 0.5, {c.data.data(), 2});
+  gpt::gemm<TypeParam>(this->exec, gpt::Transpose::no, gpt::Transpose::no, {2, 2, 0}, 1,
+                       {nullptr, 0}, {nullptr, 2}, 0.5, {c.data.data(), 2});
 
   expect_close<TypeParam>(c[3], before / 2);
 }
@@ -295,8 +294,8 @@ TYPED_TEST(LayersTest, AttentionMatchesReference) {
           for (int k = 0; k < head_width; ++k) {
             double expected = 0;
             for (int s = 0; s <= t; ++s) {
-              expected += weight[s] / total *
-                          qkv(b * positions + s, 2 * width + h * head_width + k);
+              expected +=
+                  weight[s] / total * qkv(b * positions + s, 2 * width + h * head_width + k);
             }
             expect_close<TypeParam>(y(b * positions + t, h * head_width + k), expected, 8);
           }
@@ -314,7 +313,8 @@ TYPED_TEST(LayersTest, GeluIsTheTanhForm) {
     gpt::gelu_forward<TypeParam>(this->exec, x.matrix(), y.matrix());
 
     for (int i = 0; i < rows * width; ++i) {
-      const double inner = std::sqrt(2 / 3.14159265358979323846) * (x[i] + 0.044715 * std::pow(x[i], 3));
+      const double inner =
+          std::sqrt(2 / 3.14159265358979323846) * (x[i] + 0.044715 * std::pow(x[i], 3));
       expect_close<TypeParam>(y[i], 0.5 * x[i] * (1 + std::tanh(inner)));
     }
   }
@@ -421,7 +421,8 @@ TYPED_TEST(LayersTest, CrossEntropyAndItsGradientMatchReference) {
           loss += (std::log(total) - before(i, windows(b, t + 1))) / 5;
           for (int v = 0; v < vocabulary; ++v) {
             const double hit = v == windows(b, t + 1) ? 1 : 0;
-            expect_close<TypeParam>(logits(i, v), scale / 5.0 * (std::exp(before(i, v)) / total - hit));
+            expect_close<TypeParam>(logits(i, v),
+                                    scale / 5.0 * (std::exp(before(i, v)) / total - hit));
           }
         }
         expect_close<TypeParam>(losses[b], loss, 4);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <Kokkos_Core.hpp>
 #include <gpt/block.hpp>
 #include <gpt/convert.hpp>
-
-#include <Kokkos_Core.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -55,6 +54,8 @@ class SmallGpt {
 
   [[nodiscard]] const std::vector<Range>& ranges() const { return ranges_; }
   [[nodiscard]] gpt::Activations<Real, Exec>& activations() { return activations_; }
+  /// The windows of the batch, end to end.
+  [[nodiscard]] const std::vector<gpt::Token>& window_data() const { return windows_; }
 
   /// Sum over the samples of their mean loss in nats.
   double loss() {

@@ -184,7 +184,7 @@ void EngineState::allocate() {
   std::int64_t partials = 0;
   for (int b = 0; b < flat_model.buffer_count(); ++b) {
     if (flat(b).trainable) {
-      partials = std::max(partials, optim::norm_partials(flat(b).flat.shard_count()));
+      partials = std::max(partials, state::blocks_of(flat(b).flat.shard_count()));
     }
   }
   const std::int64_t partial_bytes =

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mics/engine/config.hpp>
+
+#include <program/session.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mics::apps::bench {
+
+/// What a command line can say.
+struct Options {
+  std::vector<std::uint64_t> sizes;  ///< bytes; what they are of is each command's own
+  int pairs = 21;                    ///< measurements of mics, each beside one of what it races
+  std::string preset;                ///< empty: zero3, or mics if a shard size is given
+  int shard_size = 0;                ///< p of preset mics
+  int ranks_per_node = 0;            ///< 0: nodes as they are
+  std::string json;                  ///< file for the results; empty: none
+  bool check = false;                ///< a missed bar makes the exit status 1
+};
+
+/// The engine's part of the options.
+[[nodiscard]] Config engine_config(const Options& options);
+
+// Each prints a table on rank 0 and returns the exit status. Collective over the session's ranks.
+
+/// Gathers and reductions of one unit beside MPI's own collectives.
+[[nodiscard]] int run_collectives(const Session& session, const Options& options);
+/// The optimizer's kernel and the norm beside memcpy.
+[[nodiscard]] int run_optimizer(const Session& session, const Options& options);
+/// Resident memory of a training run beside its plan.
+[[nodiscard]] int run_memory(const Session& session, const Options& options);
+
+}  // namespace mics::apps::bench

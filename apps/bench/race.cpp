@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <bench/race.hpp>
+
+#include <algorithm>
+#include <cstddef>
+
+namespace mics::apps::bench {
+namespace {
+
+// The first pass of an engine is recorded and the second is the first to follow it; MPI opens its
+// connections in the first call.
+constexpr int warm_up_rounds = 3;
+
+// Quantile of sorted values, between its two neighbours.
+double quantile(const std::vector<double>& sorted, double q) {
+  const double position = q * static_cast<double>(sorted.size() - 1);
+  const auto below = static_cast<std::size_t>(position);
+  const std::size_t above = std::min(below + 1, sorted.size() - 1);
+  return sorted[below] + (position - static_cast<double>(below)) * (sorted[above] - sorted[below]);
+}
+
+}  // namespace
+
+Times race(MPI_Comm comm, std::span<const Runner> runners, int rounds) {
+  Times times(runners.size());
+  for (int round = -warm_up_rounds; round < rounds; ++round) {
+    for (std::size_t i = 0; i < runners.size(); ++i) {
+      const std::size_t turn =
+          (i + static_cast<std::size_t>(round + warm_up_rounds)) % runners.size();
+      const Runner& runner = runners[turn];
+      if (runner.prepare) runner.prepare();
+      MPI_Barrier(comm);
+      const double start = MPI_Wtime();
+      runner.run();
+      const double seconds = MPI_Wtime() - start;
+      if (runner.finish) runner.finish();
+      if (round >= 0) times[turn].push_back(seconds / runner.calls);
+    }
+  }
+  for (std::vector<double>& of_runner : times) {
+    MPI_Allreduce(MPI_IN_PLACE, of_runner.data(), static_cast<int>(of_runner.size()), MPI_DOUBLE,
+                  MPI_MAX, comm);
+  }
+  return times;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return quantile(values, 0.5);
+}
+
+Ratio ratio(const std::vector<double>& other, const std::vector<double>& mine) {
+  std::vector<double> ratios(mine.size());
+  for (std::size_t i = 0; i < mine.size(); ++i) ratios[i] = other[i] / mine[i];
+  std::sort(ratios.begin(), ratios.end());
+  return {quantile(ratios, 0.5), quantile(ratios, 0.25), quantile(ratios, 0.75)};
+}
+
+}  // namespace mics::apps::bench

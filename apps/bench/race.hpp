@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mpi.h>
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace mics::apps::bench {
+
+/// One of the things that are timed beside each other.
+struct Runner {
+  std::string name;
+  std::function<void()> run;           ///< timed
+  int calls = 1;                       ///< times that `run` does its work: a time is that of one
+  std::function<void()> prepare = {};  ///< before the barrier, not timed
+  std::function<void()> finish = {};   ///< afterwards, not timed
+};
+
+/// Seconds a call by runner and round: the longest of all ranks.
+using Times = std::vector<std::vector<double>>;
+
+/// Times the runners in turn, round after round, so that what else the machine does hits all alike;
+/// each round begins with another one. A barrier lies before each timing; some rounds to warm up
+/// are not counted. Collective over `comm`.
+[[nodiscard]] Times race(MPI_Comm comm, std::span<const Runner> runners, int rounds);
+
+[[nodiscard]] double median(std::vector<double> values);
+
+/// How much longer `other` takes than `mine`, round by round.
+struct Ratio {
+  double median = 0;
+  double low = 0;   ///< first quartile
+  double high = 0;  ///< third quartile
+};
+[[nodiscard]] Ratio ratio(const std::vector<double>& other, const std::vector<double>& mine);
+
+}  // namespace mics::apps::bench

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mpi.h>
+
+namespace mics::apps {
+
+/// Starts MPI and Kokkos for the program and ends them. Where the environment
+/// says nothing, a rank computes with its share of the node's cores.
+class Session {
+ public:
+  Session(int& argc, char**& argv);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  [[nodiscard]] MPI_Comm world() const { return MPI_COMM_WORLD; }
+  [[nodiscard]] int rank() const { return rank_; }
+  [[nodiscard]] int size() const { return size_; }
+  [[nodiscard]] bool is_root() const { return rank_ == 0; }
+
+  /// The ranks of this job are no longer in step: ends the process with `status` without another
+  /// collective, after everything printed has been written.
+  [[noreturn]] void leave(int status) const;
+
+ private:
+  int rank_ = 0;
+  int size_ = 1;
+};
+
+}  // namespace mics::apps

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <train/deck.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <utility>
+
+#include <mics/base/error.hpp>
+#include <mics/base/json_reader.hpp>
+
+namespace mics::apps {
+namespace {
+
+void read_model(JsonReader json, gpt::GptShape& shape) {
+  constexpr std::int64_t most = 1 << 20;
+  const auto extent = [&](const char* key, int fallback) {
+    return static_cast<int>(json.integer(key, fallback, 1, most));
+  };
+  shape.layers = extent("layers", shape.layers);
+  shape.heads = extent("heads", shape.heads);
+  shape.width = extent("width", shape.width);
+  shape.positions = extent("positions", shape.positions);
+  if (shape.width % shape.heads != 0) {
+    raise<ConfigError>({.object = json.where("width"),
+                        .expected = "a multiple of the " + std::to_string(shape.heads) + " heads",
+                        .found = std::to_string(shape.width)});
+  }
+  json.finish();
+}
+
+void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck) {
+  for (const std::string& file : json.texts("files")) {
+    const std::filesystem::path path(file);
+    deck.files.push_back(path.is_absolute() ? path : (folder / path).lexically_normal());
+  }
+  if (deck.files.empty()) {
+    raise<ConfigError>({.object = json.where("files"),
+                        .expected = "files or folders to train on",
+                        .found = "none"});
+  }
+  deck.validation_fraction = json.number("validation_fraction", deck.validation_fraction);
+  if (!(deck.validation_fraction > 0 && deck.validation_fraction <= 0.5)) {
+    raise<ConfigError>({.object = json.where("validation_fraction"),
+                        .expected = "more than 0 and at most 0.5",
+                        .found = std::to_string(deck.validation_fraction)});
+  }
+  deck.validation_windows = json.integer("validation_windows", 0, 0);
+  deck.data_seed = static_cast<std::uint64_t>(json.integer("seed", 0, 0));
+  json.finish();
+}
+
+void read_training(JsonReader json, Deck& deck) {
+  deck.steps = json.integer("steps", {}, 1);
+  deck.warmup_steps = json.integer("warmup_steps", 0, 0);
+  deck.final_learning_rate_ratio = json.number("final_learning_rate_ratio", 0.1);
+  deck.validate_every = json.integer("validate_every", 0, 0);
+  deck.print_every = json.integer("print_every", 10, 1);
+  deck.metrics = json.text("metrics", "");
+  deck.sample_bytes = json.integer("sample_bytes", 0, 0);
+  deck.sample_prompt = json.text("sample_prompt", "\n");
+  deck.sample_temperature = json.number("sample_temperature", deck.sample_temperature);
+  if (!(deck.sample_temperature > 0)) {
+    raise<ConfigError>({.object = json.where("sample_temperature"),
+                        .expected = "more than 0",
+                        .found = std::to_string(deck.sample_temperature)});
+  }
+  json.finish();
+}
+
+}  // namespace
+
+Deck read_deck(const std::string& path, std::span<const std::string> overrides) {
+  JsonReader json = JsonReader::parse_file(path, overrides);
+  Deck deck;
+  deck.text = json.dump();
+  // For people; `ranks` is what the deck was written for, any number works.
+  static_cast<void>(json.text("purpose", ""));
+  static_cast<void>(json.text("expected", ""));
+  static_cast<void>(json.integer("ranks", 1, 1));
+  read_model(json.object("model"), deck.shape);
+  read_data(json.object("data"), std::filesystem::path(path).parent_path(), deck);
+  read_training(json.object("training"), deck);
+  deck.engine = Config::read(json.object("engine"));
+  json.finish();
+  return deck;
+}
+
+Batch::Range Batch::samples(std::int64_t micro_step, int rank, int ranks) const {
+  const std::int64_t begin = global * micro_step / micro_steps;
+  const std::int64_t count = global * (micro_step + 1) / micro_steps - begin;
+  return {begin + count * rank / ranks, begin + count * (rank + 1) / ranks};
+}
+
+std::int64_t Batch::largest(int ranks) const {
+  const std::int64_t micro_step = (global + micro_steps - 1) / micro_steps;
+  return (micro_step + ranks - 1) / ranks;
+}
+
+Batch solve_batch(const Config& config, int ranks) {
+  const auto global = config.train_batch_size;
+  const auto micro = config.micro_batch_size;
+  const auto steps = config.accumulation_steps;
+  Batch batch;
+  if (global) {
+    batch.global = *global;
+    batch.micro_steps = steps ? *steps
+                        : micro ? (*global + *micro * ranks - 1) / (*micro * ranks)
+                                : 1;
+  } else if (micro) {
+    batch.micro_steps = steps.value_or(1);
+    batch.global = *micro * batch.micro_steps * ranks;
+  } else {
+    raise<ConfigError>({.object = "engine.train_batch_size",
+                        .expected = "train_batch_size or train_micro_batch_size_per_gpu",
+                        .found = "neither"});
+  }
+  if (global && micro && steps && *global != *micro * *steps * ranks) {
+    raise<ConfigError>({.object = "engine.train_batch_size",
+                        .expected = std::to_string(*micro) + " a micro-step x " +
+                                    std::to_string(*steps) + " micro-steps x " +
+                                    std::to_string(ranks) + " ranks = " +
+                                    std::to_string(*micro * *steps * ranks),
+                        .found = std::to_string(*global),
+                        .remedy = "leave one of the three out"});
+  }
+  if (batch.micro_steps > batch.global) {
+    raise<ConfigError>({.object = "engine.gradient_accumulation_steps",
+                        .expected = "at most the " + std::to_string(batch.global) + " samples",
+                        .found = std::to_string(batch.micro_steps)});
+  }
+  return batch;
+}
+
+std::vector<double> learning_rates(const Deck& deck) {
+  const double peak = deck.engine.optimizer.learning_rate;
+  std::vector<double> table;
+  for (std::int64_t step = 0; step < deck.steps; ++step) {
+    if (step < deck.warmup_steps) {
+      table.push_back(peak * static_cast<double>(step + 1) /
+                      static_cast<double>(deck.warmup_steps));
+      continue;
+    }
+    const auto length = static_cast<double>(std::max<std::int64_t>(1, deck.steps - deck.warmup_steps));
+    const double progress = static_cast<double>(step - deck.warmup_steps) / length;
+    const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * progress));
+    const double ratio = deck.final_learning_rate_ratio;
+    table.push_back(peak * (ratio + (1 - ratio) * cosine));
+  }
+  return table;
+}
+
+}  // namespace mics::apps

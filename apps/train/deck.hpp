@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <gpt/shape.hpp>
+#include <mics/engine/config.hpp>
+
+namespace mics::apps {
+
+/// What `mics train` is told: the model, the text, the course of training, and the engine.
+struct Deck {
+  std::string text;  ///< the whole deck after overrides: the same on every rank
+
+  gpt::GptShape shape;
+
+  std::vector<std::filesystem::path> files;  ///< files and folders; relative ones from the deck's folder
+  double validation_fraction = 0.1;
+  std::int64_t validation_windows = 0;  ///< 0: all
+  std::uint64_t data_seed = 0;
+
+  std::int64_t steps = 0;
+  std::int64_t warmup_steps = 0;
+  double final_learning_rate_ratio = 0.1;  ///< of the peak, at the end of a cosine
+  std::int64_t validate_every = 0;         ///< steps; 0: at the end only
+  std::int64_t print_every = 10;           ///< steps between plain lines
+  std::string metrics;                     ///< file of JSON lines; empty: none
+  std::int64_t sample_bytes = 0;           ///< length of the text sampled at the end
+  std::string sample_prompt;
+  double sample_temperature = 0.8;
+
+  Config engine;
+};
+
+/// Reads and checks a deck. Local; the same result on every rank that has the same file.
+/// \param overrides  `key.inner=value`
+/// \throws ConfigError for a missing file, a syntax error, an unknown key, a wrong value
+[[nodiscard]] Deck read_deck(const std::string& path, std::span<const std::string> overrides);
+
+/// The global batch of a step as micro-steps of samples: DeepSpeed's triple, solved.
+///
+/// Micro-step m of s holds samples [G*m/s, G*(m+1)/s) of the global batch G, and rank r of W the
+/// part [n*r/W, n*(r+1)/W) of its n: nothing has to divide anything, and every sample is seen once.
+struct Batch {
+  std::int64_t global = 0;
+  std::int64_t micro_steps = 1;
+
+  struct Range {
+    std::int64_t begin = 0;
+    std::int64_t end = 0;
+    [[nodiscard]] std::int64_t count() const { return end - begin; }
+  };
+  [[nodiscard]] Range samples(std::int64_t micro_step, int rank, int ranks) const;
+  /// The most samples that a rank has in a micro-step.
+  [[nodiscard]] std::int64_t largest(int ranks) const;
+};
+
+/// \throws ConfigError if the three sizes contradict each other, or there is nothing to train on
+[[nodiscard]] Batch solve_batch(const Config& config, int ranks);
+
+/// Linear from 0 over `warmup`, then a cosine from `peak` to `peak * final_ratio` at the last step.
+[[nodiscard]] std::vector<double> learning_rates(const Deck& deck);
+
+}  // namespace mics::apps

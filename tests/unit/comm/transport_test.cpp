@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transport_fixture.hpp"
+
+#include <mics/base/dtype.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace mics::comm::test {
+namespace {
+
+std::uint64_t scramble(std::uint64_t x) {
+  x = (x + 0x9E3779B97F4A7C15ULL) * 0xBF58476D1CE4E5B9ULL;
+  x = (x ^ (x >> 29)) * 0x94D049BB133111EBULL;
+  return x ^ (x >> 32);
+}
+
+std::byte byte_of(int rank, std::int64_t i) {
+  return static_cast<std::byte>(scramble(static_cast<std::uint64_t>(i) * 64 +
+                                         static_cast<std::uint64_t>(rank)));
+}
+
+std::vector<std::byte> bytes_of_rank(int rank, std::int64_t count) {
+  std::vector<std::byte> bytes(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) bytes[static_cast<std::size_t>(i)] = byte_of(rank, i);
+  return bytes;
+}
+
+/// Rank after rank.
+std::vector<std::byte> bytes_of_all(std::int64_t count) {
+  std::vector<std::byte> all;
+  for (int rank = 0; rank < job_size(); ++rank) {
+    const auto bytes = bytes_of_rank(rank, count);
+    all.insert(all.end(), bytes.begin(), bytes.end());
+  }
+  return all;
+}
+
+/// Nothing, little, a prime, a power of two, and around the sizes at which transports cut messages.
+std::vector<std::int64_t> byte_counts() {
+  std::vector<std::int64_t> counts{0, 1, 2, 13, 64, 4093, 4096, 65536};
+  for (const std::int64_t chunk : {std::int64_t{64} << 10, std::int64_t{256} << 10,
+                                   MpiTransport::staging_bytes(job_size()) / job_size()}) {
+    if (chunk > 8) counts.insert(counts.end(), {chunk - 1, chunk, chunk + 1, 2 * chunk + 3});
+  }
+  std::ranges::sort(counts);
+  counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
+  return counts;
+}
+
+TEST(AllGather, PutsEveryRanksBytesInRankOrder) {
+  for (const Nodes& nodes : node_patterns()) {
+    World world(nodes.label);
+    for (const std::int64_t count : byte_counts()) {
+      SCOPED_TRACE(std::string(nodes.name) + ", " + std::to_string(count) + " bytes");
+      const auto send = bytes_of_rank(job_rank(), count);
+      const auto expected = bytes_of_all(count);
+      std::vector<std::byte> receive(expected.size(), std::byte{0xEE});
+
+      world.transport.all_gather(send.data(), receive.data(), count, operation, {});
+
+      EXPECT_TRUE(receive == expected);
+      EXPECT_TRUE(send == bytes_of_rank(job_rank(), count)) << "the send buffer was changed";
+    }
+  }
+}
+
+TEST(AllGather, WorksInPlace) {
+  for (const Nodes& nodes : node_patterns()) {
+    World world(nodes.label);
+    for (const std::int64_t count : byte_counts()) {
+      SCOPED_TRACE(std::string(nodes.name) + ", " + std::to_string(count) + " bytes");
+      const auto expected = bytes_of_all(count);
+      std::vector<std::byte> receive(expected.size(), std::byte{0xEE});
+      std::byte* const own = receive.data() + job_rank() * count;
+      if (count > 0) {
+        std::memcpy(own, bytes_of_rank(job_rank(), count).data(), static_cast<std::size_t>(count));
+      }
+
+      world.transport.all_gather(own, receive.data(), count, operation, {});
+
+      EXPECT_TRUE(receive == expected);
+    }
+  }
+}
+
+TEST(AllGather, SeveralMayBeUnderWayAndBeWaitedForInAnyOrder) {
+  for (const Nodes& nodes : node_patterns()) {
+    SCOPED_TRACE(nodes.name);
+    World world(nodes.label);
+    const std::vector<std::int64_t> counts{1000, 70'000, 3, 300'001};
+    std::vector<std::vector<std::byte>> send, receive;
+    std::vector<std::unique_ptr<PendingCollective>> pending;
+    for (const auto count : counts) {
+      send.push_back(bytes_of_rank(job_rank(), count));
+      receive.emplace_back(static_cast<std::size_t>(count * job_size()));
+    }
+
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      pending.push_back(world.transport.start_all_gather(send[i].data(), receive[i].data(),
+                                                         counts[i], operation, {}));
+    }
+    for (const std::size_t i : {2U, 3U, 0U, 1U}) pending[i]->wait({});
+
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      EXPECT_TRUE(receive[i] == bytes_of_all(counts[i])) << counts[i] << " bytes";
+    }
+  }
+}
+
+TEST(AllGather, EveryCollectiveIsLoggedUnderItsPurpose) {
+  World world;
+  std::vector<char> all(static_cast<std::size_t>(job_size()));
+  const char own = 'x';
+
+  world.transport.all_gather(&own, all.data(), 1, {Purpose::gather, "weights", 1}, {});
+  world.transport.all_gather(&own, all.data(), 1, {Purpose::publish, "weights", 1}, {});
+  world.transport.all_gather(&own, all.data(), 1, {Purpose::gather, "biases", 1}, {});
+
+  EXPECT_EQ(world.log.count(Purpose::gather), 2);
+  EXPECT_EQ(world.log.count(Purpose::publish), 1);
+  EXPECT_EQ(world.log.count(Purpose::hop1), 0);
+  EXPECT_EQ(world.log.total(), 3);
+  EXPECT_NE(world.log.tail().find("weights"), std::string::npos) << world.log.tail();
+  EXPECT_EQ(world.log.tail(1).find("weights"), std::string::npos) << world.log.tail(1);
+}
+
+// -- reductions ------------------------------------------------------------------------------------
+
+/// Element `i` of what `rank` sends: around 1, both signs, with digits in all places of the dtype.
+double value_of(int rank, std::int64_t i) {
+  const auto bits = scramble(static_cast<std::uint64_t>(i) * 131 + static_cast<std::uint64_t>(rank));
+  return static_cast<double>(static_cast<std::int64_t>(bits >> 11)) * 0x1p-52 - 1.0;
+}
+/// A small integer, with sums that every dtype holds exactly.
+double integer_of(int rank, std::int64_t i) {
+  return static_cast<double>(scramble(static_cast<std::uint64_t>(i) * 17 +
+                                      static_cast<std::uint64_t>(rank)) % 15) - 7;
+}
+
+template <class T, class Value>
+std::vector<T> elements_of(int rank, std::int64_t count, const Value& value) {
+  std::vector<T> elements(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    elements[static_cast<std::size_t>(i)] = static_cast<T>(value(rank, i));
+  }
+  return elements;
+}
+
+std::vector<std::int64_t> element_counts(DType wire) {
+  std::vector<std::int64_t> counts{0, 1, 5, 127, 256, 4099};
+  const std::int64_t size = job_size();
+  // Pieces that a staging buffer of this size holds once, and a little more or less.
+  for (const std::int64_t pieces : {size, std::max<std::int64_t>(1, size - 1)}) {
+    const std::int64_t chunk = MpiTransport::staging_bytes(job_size()) / pieces / bytes_of(wire);
+    if (chunk > 2) counts.insert(counts.end(), {chunk - 1, chunk, chunk + 1, 2 * chunk + 7});
+  }
+  std::ranges::sort(counts);
+  counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
+  return counts;
+}
+
+/// Every wire dtype with each type that sums may have.
+template <class F>
+void for_each_pair_of_types(const F& f) {
+  for (const DType wire : {DType::fp64, DType::fp32, DType::bf16, DType::fp16}) {
+    for (const DType sum : {DType::fp32, DType::fp64}) {
+      if (wire == DType::fp64 && sum == DType::fp32) continue;
+      SCOPED_TRACE("wire " + std::string(name(wire)) + ", sum " + std::string(name(sum)));
+      visit(wire, [&](auto w) {
+        visit_arithmetic(sum, [&](auto s) {
+          f(typename decltype(w)::type{}, typename decltype(s)::type{});
+        });
+      });
+    }
+  }
+}
+
+TEST(ReduceScatter, AssignsTheSumInRankOrderWithTheBitsOfAPlainLoop) {
+  for (const Nodes& nodes : node_patterns()) {
+    World world(nodes.label);
+    for_each_pair_of_types([&](auto wire, auto sum) {
+      using Wire = decltype(wire);
+      using Sum = decltype(sum);
+      for (const std::int64_t count : element_counts(dtype_of<Wire>)) {
+        SCOPED_TRACE(std::string(nodes.name) + ", " + std::to_string(count) + " elements");
+        const auto send = elements_of<Wire>(job_rank(), count * job_size(), value_of);
+        std::vector<Sum> result(static_cast<std::size_t>(count), Sum{99});
+
+        world.transport.reduce_scatter(send.data(), dtype_of<Wire>, result.data(), dtype_of<Sum>,
+                                       count, SumMode::assign, operation, {});
+
+        std::int64_t differences = 0;
+        for (std::int64_t i = 0; i < count; ++i) {
+          const std::int64_t at = job_rank() * count + i;
+          Sum expected = static_cast<Sum>(static_cast<Wire>(value_of(0, at)));
+          for (int rank = 1; rank < job_size(); ++rank) {
+            expected += static_cast<Sum>(static_cast<Wire>(value_of(rank, at)));
+          }
+          differences += result[static_cast<std::size_t>(i)] == expected ? 0 : 1;
+        }
+        EXPECT_EQ(differences, 0);
+      }
+    });
+  }
+}
+
+TEST(ReduceScatter, AddsToWhatIsThere) {
+  World world;
+  for_each_pair_of_types([&](auto wire, auto sum) {
+    using Wire = decltype(wire);
+    using Sum = decltype(sum);
+    for (const std::int64_t count : element_counts(dtype_of<Wire>)) {
+      SCOPED_TRACE(std::to_string(count) + " elements");
+      const auto send = elements_of<Wire>(job_rank(), count * job_size(), integer_of);
+      std::vector<Sum> result(static_cast<std::size_t>(count));
+      std::iota(result.begin(), result.end(), Sum{-3});
+
+      world.transport.reduce_scatter(send.data(), dtype_of<Wire>, result.data(), dtype_of<Sum>,
+                                     count, SumMode::add, operation, {});
+
+      std::int64_t differences = 0;
+      for (std::int64_t i = 0; i < count; ++i) {
+        double expected = static_cast<double>(i - 3);
+        for (int rank = 0; rank < job_size(); ++rank) {
+          expected += integer_of(rank, job_rank() * count + i);
+        }
+        differences += result[static_cast<std::size_t>(i)] == static_cast<Sum>(expected) ? 0 : 1;
+      }
+      EXPECT_EQ(differences, 0);
+    }
+  });
+}
+
+TEST(ReduceScatter, IsWithinOneRoundingAnAddendOfAnFp64Sum) {
+  World world;
+  constexpr std::int64_t count = 1031;
+  const auto send = elements_of<bf16>(job_rank(), count * job_size(), value_of);
+  std::vector<float> result(count, 0.5F);
+
+  world.transport.reduce_scatter(send.data(), DType::bf16, result.data(), DType::fp32, count,
+                                 SumMode::add, operation, {});
+
+  for (std::int64_t i = 0; i < count; ++i) {
+    double expected = 0.5;
+    for (int rank = 0; rank < job_size(); ++rank) {
+      expected += static_cast<double>(bf16(value_of(rank, job_rank() * count + i)));
+    }
+    EXPECT_NEAR(result[static_cast<std::size_t>(i)], expected, 0x1p-23 * 2 * job_size());
+  }
+}
+
+TEST(ReduceScatter, KeepsNonFiniteValuesWhereTheyAre) {
+  World world;
+  constexpr std::int64_t count = 10;
+  std::vector<float> send(static_cast<std::size_t>(count * job_size()), 1.0F);
+  if (job_rank() == job_size() - 1) {
+    send[3] = std::numeric_limits<float>::quiet_NaN();
+    send[5] = -std::numeric_limits<float>::infinity();
+  }
+  std::vector<float> result(count);
+
+  world.transport.reduce_scatter(send.data(), DType::fp32, result.data(), DType::fp32, count,
+                                 SumMode::assign, operation, {});
+
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float value = result[static_cast<std::size_t>(i)];
+    if (job_rank() == 0 && i == 3) {
+      EXPECT_TRUE(std::isnan(value));
+    } else if (job_rank() == 0 && i == 5) {
+      EXPECT_EQ(value, -std::numeric_limits<float>::infinity());
+    } else {
+      EXPECT_EQ(value, static_cast<float>(job_size()));
+    }
+  }
+}
+
+TEST(AllReduce, GivesEveryRankTheBitsOfTheSumInRankOrder) {
+  for (const Nodes& nodes : node_patterns()) {
+    World world(nodes.label);
+    for (const DType dtype : {DType::fp64, DType::fp32}) {
+      for (const std::int64_t count : element_counts(dtype)) {
+        SCOPED_TRACE(std::string(nodes.name) + ", " + std::string(name(dtype)) + ", " +
+                     std::to_string(count) + " elements");
+        visit_arithmetic(dtype, [&](auto tag) {
+          using T = typename decltype(tag)::type;
+          auto data = elements_of<T>(job_rank(), count, value_of);
+
+          world.transport.all_reduce(data.data(), dtype, count, operation, {});
+
+          std::int64_t differences = 0;
+          for (std::int64_t i = 0; i < count; ++i) {
+            T expected = static_cast<T>(value_of(0, i));
+            for (int rank = 1; rank < job_size(); ++rank) {
+              expected += static_cast<T>(value_of(rank, i));
+            }
+            differences += data[static_cast<std::size_t>(i)] == expected ? 0 : 1;
+          }
+          EXPECT_EQ(differences, 0);
+        });
+      }
+    }
+  }
+}
+
+TEST(AllGatherSmall, PutsEveryRanksBytesInRankOrder) {
+  for (const Nodes& nodes : node_patterns()) {
+    World world(nodes.label);
+    for (const std::int64_t count : {0, 1, 3, 8, 40, 1001}) {
+      SCOPED_TRACE(std::string(nodes.name) + ", " + std::to_string(count) + " bytes");
+      const auto send = bytes_of_rank(job_rank(), count);
+      const auto expected = bytes_of_all(count);
+      std::vector<std::byte> receive(expected.size(), std::byte{0xEE});
+
+      world.transport.all_gather_small(send.data(), receive.data(), count, operation);
+
+      EXPECT_TRUE(receive == expected);
+    }
+  }
+}
+
+TEST(Broadcast, CopiesFromEveryRoot) {
+  World world;
+  for (const std::int64_t count : byte_counts()) {
+    for (int root = 0; root < job_size(); ++root) {
+      SCOPED_TRACE(std::to_string(count) + " bytes from rank " + std::to_string(root));
+      auto data = bytes_of_rank(job_rank(), count);
+
+      world.transport.broadcast(data.data(), count, root, operation);
+
+      EXPECT_TRUE(data == bytes_of_rank(root, count));
+    }
+  }
+}
+
+TEST(Barrier, IsLeftByNoRankBeforeAllHaveEntered) {
+  World world;
+  for (int late = 0; late < job_size(); ++late) {
+    if (job_rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const auto now = [] {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+          .count();
+    };
+    double entered = now();
+
+    world.transport.barrier(operation);
+
+    const double left = now();
+    MPI_Allreduce(MPI_IN_PLACE, &entered, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+    EXPECT_GE(left, entered) << "rank " << late << " was late";
+  }
+}
+
+TEST(Transport, KnowsItsPlace) {
+  const World world;
+
+  EXPECT_EQ(world.transport.rank(), job_rank());
+  EXPECT_EQ(world.transport.size(), job_size());
+  EXPECT_EQ(world.transport.memory(), "host");
+}
+
+}  // namespace
+}  // namespace mics::comm::test
