@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <exception>
-#include <iostream>
+#include <mics/base/version.hpp>
 
 #include <CLI/CLI.hpp>
-
 #include <bench/bench.hpp>
-#include <mics/base/version.hpp>
 #include <program/session.hpp>
 #include <train/train.hpp>
+
+#include <exception>
+#include <iostream>
 
 int main(int argc, char** argv) {
   const mics::apps::Session session(argc, argv);
@@ -27,7 +27,8 @@ int main(int argc, char** argv) {
     if (session.is_root()) app.exit(version);
   } catch (const CLI::ParseError& error) {
     // Every rank has the same command line; one of them says what is wrong with it.
-    if (session.is_root()) std::cerr << "mics: " << error.what() << "; try mics --help" << std::endl;
+    if (session.is_root())
+      std::cerr << "mics: " << error.what() << "; try mics --help" << std::endl;
     return 2;
   } catch (const std::exception& error) {
     std::cerr << "mics: rank " << session.rank() << ": " << error.what() << std::endl;

@@ -129,8 +129,9 @@ void race_gather(const Session& session, const Options& options, std::int64_t by
   Engine engine(session.world(), model, collectives_config(options, dtype_of<T>));
   const Plan& plan = engine.plan();
   const int shard_size = plan.layout().shard_size();
+  if (shard_size == 1) return;  // nothing is gathered
   const int buffer = plan.flat().buffers_of(units[0]).front();
-  if (plan.resident(buffer) && shard_size > 1) {
+  if (plan.resident(buffer)) {
     raise<ArgumentError>({.object = "preset " + plan.request().preset,
                           .expected = "one that gathers units when they are used",
                           .found = "one that keeps them gathered",
@@ -192,7 +193,7 @@ void race_gather(const Session& session, const Options& options, std::int64_t by
                          .found = "others"});
     }
   }
-  const bool judged = shard_size > 1 && bytes >= gather_bar_from;
+  const bool judged = bytes >= gather_bar_from;
   report(results, "gather", dtype_of<T>, bytes, shard_size, runners, times,
          judged ? gather_bar : 0);
 }

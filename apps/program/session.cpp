@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <Kokkos_Core.hpp>
 #include <program/session.hpp>
+#include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
-
-#include <Kokkos_Core.hpp>
-#include <sched.h>
-#include <unistd.h>
 
 // Weak: the program may be linked with another BLAS.
 extern "C" void openblas_set_num_threads(int threads) __attribute__((weak));
@@ -17,7 +16,8 @@ namespace mics::apps {
 
 namespace {
 
-// Cores that this rank may use: those it is bound to, or its share of a node that it is not bound on.
+// Cores that this rank may use: those it is bound to, or its share of a node that it is not bound
+// on.
 int cores_of_this_rank() {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
@@ -46,7 +46,8 @@ Session::Session(int& argc, char**& argv) {
   }
 
   // OpenMP and BLAS read their variables before main, and take the whole node for each rank where
-  // the user set none. Kokkos warns where OMP_PROC_BIND is unset; binding is the launcher's business.
+  // the user set none. Kokkos warns where OMP_PROC_BIND is unset; binding is the launcher's
+  // business.
   Kokkos::InitializationSettings settings;
   settings.set_disable_warnings(true);
   if (std::getenv("OMP_NUM_THREADS") == nullptr && std::getenv("KOKKOS_NUM_THREADS") == nullptr) {

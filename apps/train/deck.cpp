@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
+#include <mics/base/json_reader.hpp>
+
 #include <train/deck.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <utility>
-
-#include <mics/base/error.hpp>
-#include <mics/base/json_reader.hpp>
 
 namespace mics::apps {
 namespace {
@@ -104,7 +104,7 @@ Batch solve_batch(const Config& config, int ranks) {
   Batch batch;
   if (global) {
     batch.global = *global;
-    batch.micro_steps = steps ? *steps
+    batch.micro_steps = steps   ? *steps
                         : micro ? (*global + *micro * ranks - 1) / (*micro * ranks)
                                 : 1;
   } else if (micro) {
@@ -119,8 +119,8 @@ Batch solve_batch(const Config& config, int ranks) {
     raise<ConfigError>({.object = "engine.train_batch_size",
                         .expected = std::to_string(*micro) + " a micro-step x " +
                                     std::to_string(*steps) + " micro-steps x " +
-                                    std::to_string(ranks) + " ranks = " +
-                                    std::to_string(*micro * *steps * ranks),
+                                    std::to_string(ranks) +
+                                    " ranks = " + std::to_string(*micro * *steps * ranks),
                         .found = std::to_string(*global),
                         .remedy = "leave one of the three out"});
   }
@@ -141,7 +141,8 @@ std::vector<double> learning_rates(const Deck& deck) {
                       static_cast<double>(deck.warmup_steps));
       continue;
     }
-    const auto length = static_cast<double>(std::max<std::int64_t>(1, deck.steps - deck.warmup_steps));
+    const auto length =
+        static_cast<double>(std::max<std::int64_t>(1, deck.steps - deck.warmup_steps));
     const double progress = static_cast<double>(step - deck.warmup_steps) / length;
     const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * progress));
     const double ratio = deck.final_learning_rate_ratio;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/engine/config.hpp>
+
+#include <gpt/shape.hpp>
+
 #include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
 #include <vector>
-
-#include <gpt/shape.hpp>
-#include <mics/engine/config.hpp>
 
 namespace mics::apps {
 
@@ -18,7 +19,8 @@ struct Deck {
 
   gpt::GptShape shape;
 
-  std::vector<std::filesystem::path> files;  ///< files and folders; relative ones from the deck's folder
+  std::vector<std::filesystem::path>
+      files;  ///< files and folders; relative ones from the deck's folder
   double validation_fraction = 0.1;
   std::int64_t validation_windows = 0;  ///< 0: all
   std::uint64_t data_seed = 0;

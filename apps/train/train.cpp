@@ -1,4 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/mics.hpp>
+
+#include <data/bigram.hpp>
+#include <data/byte_corpus.hpp>
+#include <gpt/model.hpp>
+#include <nlohmann/json.hpp>
+#include <report/metrics.hpp>
+#include <report/progress.hpp>
+#include <train/deck.hpp>
 #include <train/train.hpp>
 
 #include <algorithm>
@@ -12,16 +21,6 @@
 #include <sstream>
 #include <string>
 #include <vector>
-
-#include <mics/mics.hpp>
-#include <nlohmann/json.hpp>
-
-#include <data/bigram.hpp>
-#include <data/byte_corpus.hpp>
-#include <gpt/model.hpp>
-#include <report/metrics.hpp>
-#include <report/progress.hpp>
-#include <train/deck.hpp>
 
 namespace mics::apps {
 namespace {
@@ -78,9 +77,9 @@ Inputs read_inputs(const Session& session, const std::string& path,
   for (const data::ByteSpan run : inputs.corpus->training_runs()) {
     for (const std::uint8_t byte : run) hash = hash_combine(hash, byte);
   }
-  comm::require_same(world,
-                     std::to_string(inputs.corpus->bytes()) + " bytes, hash " + std::to_string(hash),
-                     "text of the input files");
+  comm::require_same(
+      world, std::to_string(inputs.corpus->bytes()) + " bytes, hash " + std::to_string(hash),
+      "text of the input files");
   return inputs;
 }
 
@@ -151,10 +150,9 @@ class Trainer {
               << " bytes: " << corpus_.training_bytes() << " for training, "
               << corpus_.validation_windows().size() << " validation windows of "
               << deck_.shape.positions << " positions\n"
-              << engine_.plan().text(order) << "batch\n  " << batch_.global
-              << " samples a step in " << batch_.micro_steps << " micro-step"
-              << (batch_.micro_steps == 1 ? "" : "s") << ", at most "
-              << batch_.largest(session_.size()) << " a rank at once; activations "
+              << engine_.plan().text(order) << "batch\n  " << batch_.global << " samples a step in "
+              << batch_.micro_steps << " micro-step" << (batch_.micro_steps == 1 ? "" : "s")
+              << ", at most " << batch_.largest(session_.size()) << " a rank at once; activations "
               << gpt_.bytes() / 1024 << " KiB a rank\n";
     for (const std::string& key : deck_.engine.without_effect) {
       std::cout << "note: " << key << " has no effect here\n";
@@ -179,8 +177,9 @@ class Trainer {
     const std::int64_t tokens = result.samples * deck_.shape.positions;
     const double bits = gpt::bits_of_nats(result.loss);
     progress_->update(step + 1, bits, tokens);
-    if (result.skipped) say("note: step " + std::to_string(step + 1) + " skipped: gradient norm " +
-                            fixed(result.gradient_norm, 3));
+    if (result.skipped)
+      say("note: step " + std::to_string(step + 1) + " skipped: gradient norm " +
+          fixed(result.gradient_norm, 3));
     const double seconds = seconds_since(start);
     metrics_.write({{"event", "step"},
                     {"step", step + 1},
@@ -320,8 +319,9 @@ void add_train(CLI::App& app, const Session& session, int& status) {
   command->add_option("deck", arguments->deck, "JSON file with comments")->required();
   command->add_option("overrides", arguments->overrides,
                       "key.inner=value: replaces a value of the deck");
-  command->callback(
-      [&session, &status, arguments] { status = train(session, arguments->deck, arguments->overrides); });
+  command->callback([&session, &status, arguments] {
+    status = train(session, arguments->deck, arguments->overrides);
+  });
 }
 
 }  // namespace mics::apps

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-
 #include <program/session.hpp>
 
 namespace mics::apps {

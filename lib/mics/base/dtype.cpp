@@ -7,10 +7,14 @@ namespace mics {
 
 std::string_view name(DType dtype) {
   switch (dtype) {
-    case DType::fp64: return "fp64";
-    case DType::fp32: return "fp32";
-    case DType::bf16: return "bf16";
-    case DType::fp16: return "fp16";
+    case DType::fp64:
+      return "fp64";
+    case DType::fp32:
+      return "fp32";
+    case DType::bf16:
+      return "bf16";
+    case DType::fp16:
+      return "fp16";
   }
   return "?";
 }

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/error.hpp>
+#include <mics/base/half.hpp>
+
 #include <cstdint>
 #include <string_view>
 #include <utility>
 
-#include <mics/base/error.hpp>
-#include <mics/base/half.hpp>
-
 namespace mics {
 
-/// Element types of parameters, gradients and optimizer state; a run-time value that a deck chooses.
+/// Element types of parameters, gradients and optimizer state; a run-time value that a deck
+/// chooses.
 enum class DType : std::uint8_t { fp64, fp32, bf16, fp16 };
 
 /// `fp64`, `fp32`, `bf16` or `fp16`.
@@ -23,15 +24,19 @@ enum class DType : std::uint8_t { fp64, fp32, bf16, fp16 };
 /// Bytes of one element.
 [[nodiscard]] constexpr std::int64_t bytes_of(DType dtype) {
   switch (dtype) {
-    case DType::fp64: return 8;
-    case DType::fp32: return 4;
+    case DType::fp64:
+      return 8;
+    case DType::fp32:
+      return 4;
     case DType::bf16:
-    case DType::fp16: return 2;
+    case DType::fp16:
+      return 2;
   }
   return 0;
 }
 
-/// Carries a type as a value: `visit(dtype, [](auto tag) { using T = typename decltype(tag)::type; })`.
+/// Carries a type as a value: `visit(dtype, [](auto tag) { using T = typename decltype(tag)::type;
+/// })`.
 template <class T>
 struct TypeTag {
   using type = T;
@@ -57,10 +62,14 @@ MICS_ELEMENT_TYPE(fp16, fp16)
 template <class F>
 decltype(auto) visit(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::fp64: return std::forward<F>(f)(TypeTag<double>{});
-    case DType::fp32: return std::forward<F>(f)(TypeTag<float>{});
-    case DType::bf16: return std::forward<F>(f)(TypeTag<bf16>{});
-    case DType::fp16: break;
+    case DType::fp64:
+      return std::forward<F>(f)(TypeTag<double>{});
+    case DType::fp32:
+      return std::forward<F>(f)(TypeTag<float>{});
+    case DType::bf16:
+      return std::forward<F>(f)(TypeTag<bf16>{});
+    case DType::fp16:
+      break;
   }
   return std::forward<F>(f)(TypeTag<fp16>{});
 }

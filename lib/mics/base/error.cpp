@@ -13,8 +13,8 @@ std::string_view file_name(std::string_view path) {
 std::string_view bare_function(std::string_view signature) {
   const auto parenthesis = signature.find('(');
   std::string_view head = signature.substr(0, parenthesis);
-  if (const auto bracket = head.find('<'); bracket != std::string_view::npos &&
-                                           head.find("operator") == std::string_view::npos) {
+  if (const auto bracket = head.find('<');
+      bracket != std::string_view::npos && head.find("operator") == std::string_view::npos) {
     head = head.substr(0, bracket);
   }
   const auto start = head.find_last_of(": ");

@@ -33,7 +33,8 @@ class StateError : public Error {
   using Error::Error;
 };
 
-/// Ranks disagree, a peer failed, or communication returned an error. The engine is dead afterwards.
+/// Ranks disagree, a peer failed, or communication returned an error. The engine is dead
+/// afterwards.
 class CommError : public Error {
  public:
   using Error::Error;

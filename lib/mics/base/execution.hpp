@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <Kokkos_Core.hpp>
+
 #include <memory>
 #include <string>
 #include <utility>
-
-#include <Kokkos_Core.hpp>
 
 namespace mics {
 
@@ -17,8 +17,8 @@ class Execution {
   Execution() : Execution(Kokkos::DefaultExecutionSpace()) {}
 
   template <class Space>
-    requires Kokkos::is_execution_space_v<Space>
-  Execution(const Space& instance)  // NOLINT: an instance is an execution
+  requires Kokkos::is_execution_space_v<Space> Execution(
+      const Space& instance)  // NOLINT: an instance is an execution
       : self_(std::make_shared<Model<Space>>(instance)) {}
 
   /// Waits on the host until all work of the instance has finished.

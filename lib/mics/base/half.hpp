@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <Kokkos_Macros.hpp>
+
 #include <bit>
 #include <cstdint>
-
-#include <Kokkos_Macros.hpp>
 
 namespace mics {
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
 #include <mics/base/json_reader.hpp>
+
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -8,10 +11,6 @@
 #include <set>
 #include <utility>
 
-#include <nlohmann/json.hpp>
-
-#include <mics/base/error.hpp>
-
 namespace mics {
 namespace {
 
@@ -19,8 +18,7 @@ using Json = nlohmann::json;
 
 [[noreturn]] void refuse(const std::string& object, const std::string& expected,
                          const std::string& found, const std::string& remedy = {}) {
-  raise<ConfigError>(
-      {.object = object, .expected = expected, .found = found, .remedy = remedy});
+  raise<ConfigError>({.object = object, .expected = expected, .found = found, .remedy = remedy});
 }
 
 // Number of insertions, deletions, substitutions and swaps of neighbours between two words.
@@ -56,8 +54,8 @@ Json parse_text(std::string_view text, const std::string& source) {
   const Json::parser_callback_t watch = [&](int, Json::parse_event_t event, Json& parsed) {
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second &&
-        duplicate.empty()) {
+    if (event == Json::parse_event_t::key &&
+        !keys.back().insert(parsed.get<std::string>()).second && duplicate.empty()) {
       duplicate = parsed.get<std::string>();
     }
     return true;
@@ -142,8 +140,7 @@ JsonReader JsonReader::parse(std::string_view text, std::string_view source,
   return JsonReader(std::move(impl));
 }
 
-JsonReader JsonReader::parse_file(const std::string& path,
-                                  std::span<const std::string> overrides) {
+JsonReader JsonReader::parse_file(const std::string& path, std::span<const std::string> overrides) {
   std::ifstream file(path, std::ios::binary);
   std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   if (!file.is_open() || file.bad()) {

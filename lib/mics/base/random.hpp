@@ -16,10 +16,9 @@ namespace mics {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = 0xD2511F53ULL * counter[0];
     const std::uint64_t b = 0xCD9E8D57ULL * counter[2];
-    counter = {static_cast<std::uint32_t>(b >> 32) ^ counter[1] ^ key[0],
-               static_cast<std::uint32_t>(b),
-               static_cast<std::uint32_t>(a >> 32) ^ counter[3] ^ key[1],
-               static_cast<std::uint32_t>(a)};
+    counter = {
+        static_cast<std::uint32_t>(b >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(b),
+        static_cast<std::uint32_t>(a >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(a)};
     key[0] += 0x9E3779B9U;
     key[1] += 0xBB67AE85U;
   }
@@ -47,7 +46,8 @@ struct RandomStream {
   [[nodiscard]] double normal(std::uint64_t index) const {
     const auto word = bits(index);
     const double u = (static_cast<double>(word[0]) + 0.5) * 0x1p-32;
-    const double v = (static_cast<double>(word[1]) + static_cast<double>(word[2]) * 0x1p-32) * 0x1p-32;
+    const double v =
+        (static_cast<double>(word[1]) + static_cast<double>(word[2]) * 0x1p-32) * 0x1p-32;
     return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
   }
 };

@@ -23,12 +23,17 @@ Kind kind_of(const std::exception& error) {
 
 [[noreturn]] void throw_as(Kind kind, const std::string& text) {
   switch (kind) {
-    case Kind::argument: throw ArgumentError(text);
-    case Kind::config: throw ConfigError(text);
-    case Kind::state: throw StateError(text);
-    case Kind::comm: throw CommError(text);
+    case Kind::argument:
+      throw ArgumentError(text);
+    case Kind::config:
+      throw ConfigError(text);
+    case Kind::state:
+      throw StateError(text);
+    case Kind::comm:
+      throw CommError(text);
     case Kind::memory:
-    case Kind::other: break;
+    case Kind::other:
+      break;
   }
   throw Error(text);
 }
@@ -38,8 +43,7 @@ Kind kind_of(const std::exception& error) {
 namespace detail {
 
 void agree_on(const Communicator& comm, std::exception_ptr local) {
-  const std::int32_t mine =
-      local ? comm.rank() : std::numeric_limits<std::int32_t>::max();
+  const std::int32_t mine = local ? comm.rank() : std::numeric_limits<std::int32_t>::max();
   std::int32_t lowest = 0;
   check(MPI_Allreduce(&mine, &lowest, 1, MPI_INT32_T, MPI_MIN, comm.native()), "agreement");
   if (lowest == std::numeric_limits<std::int32_t>::max()) return;

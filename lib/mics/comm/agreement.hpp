@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/comm/communicator.hpp>
+
 #include <exception>
 #include <span>
 #include <string>
 #include <string_view>
-
-#include <mics/comm/communicator.hpp>
 
 namespace mics::comm {
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <source_location>
-#include <string_view>
+#include <mics/base/error.hpp>
 
 #include <mpi.h>
 
-#include <mics/base/error.hpp>
+#include <source_location>
+#include <string_view>
 
 namespace mics::comm {
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/comm/communicator.hpp>
+
 #include <list>
 #include <string>
 #include <vector>
-
-#include <mics/comm/communicator.hpp>
 
 namespace mics::comm {
 
@@ -24,8 +24,8 @@ class FailureChannel {
   FailureChannel& operator=(const FailureChannel&) = delete;
 
   /// Tells the others that this rank failed. Local, does not block, never throws; only the first
-  /// text is sent. With `text_follows` the others wait a moment for a better text (an exception that
-  /// is still unwinding has none yet), which a second call then sends.
+  /// text is sent. With `text_follows` the others wait a moment for a better text (an exception
+  /// that is still unwinding has none yet), which a second call then sends.
   void fail(const std::string& text, bool text_follows = false) noexcept;
 
   /// Throws CommError if this or another rank has failed. Local, does not block, except for the

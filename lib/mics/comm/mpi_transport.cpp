@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/comm/detail/sum.hpp>
 #include <mics/comm/mpi_transport.hpp>
 
 #include <algorithm>
@@ -9,8 +10,6 @@
 #include <set>
 #include <string>
 #include <utility>
-
-#include <mics/comm/detail/sum.hpp>
 
 namespace mics::comm {
 namespace {
@@ -47,18 +46,18 @@ class MpiTransport::Requests {
     for (std::int64_t done = 0; done < bytes; done += max_message_bytes) {
       const auto part = static_cast<int>(std::min(max_message_bytes, bytes - done));
       MPI_Request& request = add(peer, -1);
-      check(MPI_Isend(at(data, done), part, MPI_BYTE, peer, tag, transport_.comm_.native(),
-                      &request),
-            "MPI_Isend");
+      check(
+          MPI_Isend(at(data, done), part, MPI_BYTE, peer, tag, transport_.comm_.native(), &request),
+          "MPI_Isend");
     }
   }
   void receive(void* data, std::int64_t bytes, int peer, int tag) {
     for (std::int64_t done = 0; done < bytes; done += max_message_bytes) {
       const auto part = static_cast<int>(std::min(max_message_bytes, bytes - done));
       MPI_Request& request = add(peer, part);
-      check(MPI_Irecv(at(data, done), part, MPI_BYTE, peer, tag, transport_.comm_.native(),
-                      &request),
-            "MPI_Irecv");
+      check(
+          MPI_Irecv(at(data, done), part, MPI_BYTE, peer, tag, transport_.comm_.native(), &request),
+          "MPI_Irecv");
     }
   }
 
@@ -121,8 +120,8 @@ class MpiTransport::Requests {
     int length = 0;
     MPI_Error_string(cause, text.data(), &length);
     fail({.object = describe(operation),
-          .expected = "a message of the same size from rank " + std::to_string(peer) +
-                      " of the group",
+          .expected =
+              "a message of the same size from rank " + std::to_string(peer) + " of the group",
           .found = in_quotes({text.data(), static_cast<std::size_t>(length)}),
           .remedy = "all ranks must open the same units in the same order"});
   }
@@ -333,7 +332,8 @@ void MpiTransport::exchange_and_sum(const void* send, DType wire, void* result, 
       sources[static_cast<std::size_t>(peer)] =
           peer == rank ? at(send, here.offset * wire_bytes) : slot(c, peer);
     }
-    detail::sum_in_order(sources, wire, at(result, (here.offset - mine.offset) * bytes_of(result_type)),
+    detail::sum_in_order(sources, wire,
+                         at(result, (here.offset - mine.offset) * bytes_of(result_type)),
                          result_type, here.count, mode);
   }
 }
@@ -407,7 +407,8 @@ void MpiTransport::broadcast(void* data, std::int64_t bytes, int root, const Ope
   const int size = comm_.size();
   const int relative = (comm_.rank() - root + size) % size;
   const int tag = next_tag();
-  // Binomial tree: a rank receives from the one without its lowest set bit, then serves higher bits.
+  // Binomial tree: a rank receives from the one without its lowest set bit, then serves higher
+  // bits.
   int bit = 1;
   while (bit < size && (relative & bit) == 0) bit *= 2;
   if (relative != 0) {

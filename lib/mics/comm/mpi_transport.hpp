@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <chrono>
-#include <memory>
-#include <span>
-#include <vector>
-
 #include <mics/base/execution.hpp>
 #include <mics/comm/communicator.hpp>
 #include <mics/comm/failure_channel.hpp>
 #include <mics/comm/operation_log.hpp>
 #include <mics/comm/transport.hpp>
+
+#include <chrono>
+#include <memory>
+#include <span>
+#include <vector>
 
 namespace mics::comm {
 
@@ -41,9 +41,10 @@ class MpiTransport final : public Transport {
   [[nodiscard]] int rank() const override { return comm_.rank(); }
   [[nodiscard]] int size() const override { return comm_.size(); }
   [[nodiscard]] std::string_view memory() const override { return "host"; }
-  [[nodiscard]] std::unique_ptr<PendingCollective> start_all_gather(
-      const void* send, void* receive, std::int64_t bytes, const Operation& operation,
-      const Execution& exec) override;
+  [[nodiscard]] std::unique_ptr<PendingCollective> start_all_gather(const void* send, void* receive,
+                                                                    std::int64_t bytes,
+                                                                    const Operation& operation,
+                                                                    const Execution& exec) override;
   void reduce_scatter(const void* send, DType wire, void* result, DType result_type,
                       std::int64_t count, SumMode mode, const Operation& operation,
                       const Execution& exec) override;

@@ -7,12 +7,16 @@ namespace mics::comm {
 
 std::string_view name(Purpose purpose) {
   switch (purpose) {
-    case Purpose::gather: return "gather";
-    case Purpose::hop1: return "hop 1";
-    case Purpose::hop2: return "hop 2";
-    case Purpose::publish: return "publish";
-    case Purpose::norm: return "norm";
-    case Purpose::agreement: return "agreement";
+    case Purpose::gather:
+      return "gather";
+    case Purpose::hop1:
+      return "hop 1";
+    case Purpose::hop2:
+      return "hop 2";
+    case Purpose::norm:
+      return "norm";
+    case Purpose::agreement:
+      return "agreement";
   }
   return "?";
 }
@@ -24,8 +28,8 @@ void OperationLog::record(const Operation& operation) {
 }
 
 std::string OperationLog::tail(std::size_t n) const {
-  const auto shown = static_cast<std::int64_t>(
-      std::min({n, capacity, static_cast<std::size_t>(total_)}));
+  const auto shown =
+      static_cast<std::int64_t>(std::min({n, capacity, static_cast<std::size_t>(total_)}));
   std::string line;
   for (std::int64_t i = total_ - shown; i < total_; ++i) {
     const Operation& operation = ring_[static_cast<std::size_t>(i) % capacity];

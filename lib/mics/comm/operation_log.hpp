@@ -10,14 +10,13 @@ namespace mics::comm {
 
 /// The collectives of a step, by purpose.
 enum class Purpose : std::uint8_t {
-  gather,           ///< all-gather of a buffer over the shard group (both stages count as one)
-  hop1,             ///< reduce-scatter of a buffer over the shard group
-  hop2,             ///< reduction of a buffer over the replica group
-  publish,          ///< all-gather of updated slices over the replica group
-  norm,             ///< exchange of norm, samples and loss
-  agreement,        ///< small checks that ranks do the same thing
+  gather,     ///< all-gather of a buffer over the shard group (both stages count as one)
+  hop1,       ///< reduce-scatter of a buffer over the shard group
+  hop2,       ///< reduction of a buffer over the replica group
+  norm,       ///< exchange of norm, samples and loss
+  agreement,  ///< small checks that ranks do the same thing
 };
-inline constexpr int purposes = 6;
+inline constexpr int purposes = 5;
 
 [[nodiscard]] std::string_view name(Purpose purpose);
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <memory>
-#include <string_view>
-
 #include <mics/base/dtype.hpp>
 #include <mics/base/execution.hpp>
 #include <mics/comm/operation_log.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
 
 namespace mics::comm {
 
@@ -27,9 +27,10 @@ class PendingCollective {
   virtual void wait(const Execution& exec) = 0;
 };
 
-/// Collectives of one group of ranks. Every call is collective over the group, made by all its ranks
-/// in the same order with the same sizes, and is ordered after the work of `exec` before it. Counts
-/// are 64-bit. \throws CommError if MPI or a peer fails, or no answer comes within the time limit.
+/// Collectives of one group of ranks. Every call is collective over the group, made by all its
+/// ranks in the same order with the same sizes, and is ordered after the work of `exec` before it.
+/// Counts are 64-bit. \throws CommError if MPI or a peer fails, or no answer comes within the time
+/// limit.
 ///
 /// Send and receive buffers lie in memory that the transport reaches: `memory()` says which.
 class Transport {
@@ -53,9 +54,9 @@ class Transport {
     start_all_gather(send, receive, bytes, operation, exec)->wait(exec);
   }
 
-  /// Sums piece `rank()` of all ranks' `send` (size() pieces of `count` elements of `wire`), in rank
-  /// order and in the arithmetic of `result_type` (fp32 or fp64), into `result`: one rounding, and
-  /// the same bits whoever computes it.
+  /// Sums piece `rank()` of all ranks' `send` (size() pieces of `count` elements of `wire`), in
+  /// rank order and in the arithmetic of `result_type` (fp32 or fp64), into `result`: one rounding,
+  /// and the same bits whoever computes it.
   virtual void reduce_scatter(const void* send, DType wire, void* result, DType result_type,
                               std::int64_t count, SumMode mode, const Operation& operation,
                               const Execution& exec) = 0;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
 #include <mics/engine/config.hpp>
 
 #include <array>
@@ -6,8 +7,6 @@
 #include <cstdio>
 #include <limits>
 #include <utility>
-
-#include <mics/base/error.hpp>
 
 namespace mics {
 namespace {
@@ -112,8 +111,8 @@ void read_zero(JsonReader json, Config& config) {
         json.integer("stage3_param_persistence_threshold", config.persistence_threshold, 0);
   }
   if (!json.is_auto("stage3_model_persistence_threshold")) {
-    config.persistence_model_threshold = json.integer("stage3_model_persistence_threshold",
-                                                      config.persistence_model_threshold, 0);
+    config.persistence_model_threshold =
+        json.integer("stage3_model_persistence_threshold", config.persistence_model_threshold, 0);
   }
   for (const char* key : {"offload_optimizer", "offload_param"}) {
     if (!json.has(key)) continue;
@@ -157,8 +156,8 @@ void read_own(JsonReader json, Config& config) {
   }
   if (json.has("memory_budget")) config.memory_budget = json.integer("memory_budget", {}, 1);
   config.slots = static_cast<int>(json.integer("slots", config.slots, 1, 1024));
-  config.seed = static_cast<std::uint64_t>(
-      json.integer("seed", static_cast<std::int64_t>(config.seed), 0));
+  config.seed =
+      static_cast<std::uint64_t>(json.integer("seed", static_cast<std::int64_t>(config.seed), 0));
   config.timeout = json.number("timeout", config.timeout);
   config.debug = json.boolean("debug", config.debug);
   json.finish();
@@ -168,10 +167,14 @@ void read_own(JsonReader json, Config& config) {
 
 std::string_view name(Preset preset) {
   switch (preset) {
-    case Preset::ddp: return "ddp";
-    case Preset::zero2: return "zero2";
-    case Preset::zero3: return "zero3";
-    case Preset::mics: return "mics";
+    case Preset::ddp:
+      return "ddp";
+    case Preset::zero2:
+      return "zero2";
+    case Preset::zero3:
+      return "zero3";
+    case Preset::mics:
+      return "mics";
   }
   return "?";
 }
@@ -228,8 +231,8 @@ Config Config::read(JsonReader json) {
     unsupported(json.where("scheduler"), "a schedule",
                 "none (the application sets learning rates)");
   }
-  for (const char* key : {"steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer",
-                          "memory_breakdown", "dump_state"}) {
+  for (const char* key : {"steps_per_print", "wall_clock_breakdown",
+                          "zero_allow_untested_optimizer", "memory_breakdown", "dump_state"}) {
     if (json.has(key)) config.without_effect.push_back(json.where(key));
   }
   json.finish();
@@ -274,10 +277,13 @@ void Config::validate() const {
 
 int Config::shard_size_for(int world_size) const {
   switch (preset) {
-    case Preset::ddp: return 1;
+    case Preset::ddp:
+      return 1;
     case Preset::zero2:
-    case Preset::zero3: return world_size;
-    case Preset::mics: break;
+    case Preset::zero3:
+      return world_size;
+    case Preset::mics:
+      break;
   }
   return shard_size;
 }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/engine/detail/engine_state.hpp>
 #include <mics/engine/engine.hpp>
 
 #include <exception>
 #include <utility>
-
-#include <mics/engine/detail/engine_state.hpp>
 
 namespace mics {
 
@@ -52,9 +51,9 @@ GradientScope::GradientScope(GradientScope&& other) noexcept
 
 GradientScope::~GradientScope() {
   if (engine_ == nullptr) return;
-  engine_->fail("gradient scope of unit " + engine_->unit_name(unit_) +
-                    " ended without reduce() or defer()",
-                std::uncaught_exceptions() > 0);
+  engine_->fail(
+      "gradient scope of unit " + engine_->unit_name(unit_) + " ended without reduce() or defer()",
+      std::uncaught_exceptions() > 0);
 }
 
 void GradientScope::also_on(const Execution& exec) { users_.push_back(exec); }

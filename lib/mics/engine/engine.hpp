@@ -1,18 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
-#include <cstdint>
-#include <memory>
-#include <span>
-#include <string>
-#include <string_view>
-#include <type_traits>
-#include <vector>
-
-#include <Kokkos_Core.hpp>
-#include <mpi.h>
-
 #include <mics/base/dtype.hpp>
 #include <mics/base/error.hpp>
 #include <mics/base/execution.hpp>
@@ -21,6 +9,18 @@
 #include <mics/engine/config.hpp>
 #include <mics/plan/plan.hpp>
 #include <mics/state/model.hpp>
+
+#include <Kokkos_Core.hpp>
+#include <mpi.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
 
 namespace mics {
 
@@ -63,10 +63,11 @@ template <class DataType, class Layout, class Space>
 ViewRequest view_request(ParameterId parameter) {
   using Traits = DataTypeTraits<DataType>;
   using Value = std::remove_const_t<typename Traits::value_type>;
-  static_assert(is_element_type<Value>, "element type must be double, float, mics::bf16 or mics::fp16");
-  static_assert(std::is_same_v<Layout, Kokkos::LayoutRight> ||
-                    std::is_same_v<Layout, Kokkos::LayoutLeft>,
-                "layout must be LayoutRight or LayoutLeft");
+  static_assert(is_element_type<Value>,
+                "element type must be double, float, mics::bf16 or mics::fp16");
+  static_assert(
+      std::is_same_v<Layout, Kokkos::LayoutRight> || std::is_same_v<Layout, Kokkos::LayoutLeft>,
+      "layout must be LayoutRight or LayoutLeft");
   return {parameter,
           dtype_of<Value>,
           Traits::rank,
@@ -99,7 +100,8 @@ enum class Keep : std::uint8_t {
 /// What a gradient scope finds in its slot.
 enum class GradientMode : std::uint8_t {
   add,        ///< zeros: kernels add
-  overwrite,  ///< anything: the caller writes every element of every parameter; only gaps are cleared
+  overwrite,  ///< anything: the caller writes every element of every parameter; only gaps are
+              ///< cleared
 };
 
 /// The right to read a gathered unit. Views are valid until `end()` or destruction, which waits for
@@ -114,7 +116,8 @@ class Lease {
 
   /// The parameter as a read-only view of its own shape, e.g. `lease.view<const float**>(weight)`.
   /// Local; no copy. \tparam DataType const element type and one `*` per extent
-  /// \throws ArgumentError if dtype, rank, layout, space or unit do not fit; StateError after the end
+  /// \throws ArgumentError if dtype, rank, layout, space or unit do not fit; StateError after the
+  /// end
   template <class DataType, class Layout = Kokkos::LayoutRight,
             class Space = Kokkos::DefaultHostExecutionSpace::memory_space>
   [[nodiscard]] auto view(ParameterId parameter) const {
@@ -186,12 +189,12 @@ struct MicroStep {
 
 /// What one step did; the same on every rank.
 struct StepResult {
-  std::int64_t step = 0;            ///< optimizer steps taken, this one included unless skipped
-  std::int64_t samples = 0;         ///< of all ranks and micro-steps
-  double loss = 0;                  ///< sum of `Engine::loss()` over ranks / samples
-  double gradient_norm = 0;         ///< 2-norm of the mean gradient before clipping
+  std::int64_t step = 0;     ///< optimizer steps taken, this one included unless skipped
+  std::int64_t samples = 0;  ///< of all ranks and micro-steps
+  double loss = 0;           ///< sum of `Engine::loss()` over ranks / samples
+  double gradient_norm = 0;  ///< 2-norm of the mean gradient before clipping
   double learning_rate = 0;
-  bool skipped = false;             ///< the state was left as it was: non-finite norm, or no samples
+  bool skipped = false;  ///< the state was left as it was: non-finite norm, or no samples
   std::vector<std::string> untouched;  ///< buffers that no rank contributed to: left as they were
 };
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
 #include <mics/layout/flat_layout.hpp>
 
 #include <algorithm>
 #include <string>
-
-#include <mics/base/error.hpp>
 
 namespace mics::layout {
 
@@ -39,9 +38,8 @@ std::pair<std::int64_t, std::int64_t> FlatLayout::parameters_in(const Interval& 
   const auto first =
       std::partition_point(parameters_.begin(), parameters_.end(),
                            [&](const Interval& p) { return p.end() <= range.offset; });
-  const auto last =
-      std::partition_point(first, parameters_.end(),
-                           [&](const Interval& p) { return p.offset < range.end(); });
+  const auto last = std::partition_point(first, parameters_.end(),
+                                         [&](const Interval& p) { return p.offset < range.end(); });
   return {first - parameters_.begin(), last - parameters_.begin()};
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/layout/interval.hpp>
+
 #include <cstdint>
 #include <span>
 #include <vector>
-
-#include <mics/layout/interval.hpp>
 
 namespace mics::layout {
 

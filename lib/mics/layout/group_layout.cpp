@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
 #include <mics/layout/group_layout.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <numeric>
 #include <unordered_map>
-
-#include <mics/base/error.hpp>
 
 namespace mics::layout {
 namespace {
@@ -41,19 +40,18 @@ GroupLayout GroupLayout::make(std::span<const int> node_of_rank, int shard_size)
     raise<ArgumentError>({.object = "world", .expected = "at least 1 rank", .found = "0"});
   }
   if (shard_size < 1 || world % shard_size != 0) {
-    raise<ArgumentError>(
-        {.object = "mics_shard_size",
-         .expected = "a divisor of the " + std::to_string(world) + " ranks",
-         .found = std::to_string(shard_size),
-         .remedy = "sizes that fit: " + list(shard_sizes_that_fit(world))});
+    raise<ArgumentError>({.object = "mics_shard_size",
+                          .expected = "a divisor of the " + std::to_string(world) + " ranks",
+                          .found = std::to_string(shard_size),
+                          .remedy = "sizes that fit: " + list(shard_sizes_that_fit(world))});
   }
 
   // Nodes in the order of their lowest rank, which is the order of first appearance.
   std::unordered_map<int, int> node_index;
   std::vector<int> node(static_cast<std::size_t>(world));
   for (std::size_t r = 0; r < node.size(); ++r) {
-    node[r] = node_index.try_emplace(node_of_rank[r], static_cast<int>(node_index.size()))
-                  .first->second;
+    node[r] =
+        node_index.try_emplace(node_of_rank[r], static_cast<int>(node_index.size())).first->second;
   }
   std::vector<int> order(node.size());
   std::iota(order.begin(), order.end(), 0);

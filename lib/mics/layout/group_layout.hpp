@@ -28,9 +28,9 @@ struct Place {
 
 /// The division of W ranks into R = W/p shard groups of close ranks, and who owns which shard.
 ///
-/// Ranks are sorted by (node, rank); nodes by their lowest rank; groups are consecutive blocks of p.
-/// Where every node of a group holds the same number g of its members, rank (node a, lane j) owns
-/// shard j*I + a; otherwise the shard is the position in the group.
+/// Ranks are sorted by (node, rank); nodes by their lowest rank; groups are consecutive blocks of
+/// p. Where every node of a group holds the same number g of its members, rank (node a, lane j)
+/// owns shard j*I + a; otherwise the shard is the position in the group.
 ///
 /// Example: W = 4 on 2 nodes (0, 0, 1, 1), p = 4: I = 2, g = 2 and ranks 0 1 2 3 own shards
 /// 0 2 1 3. Stage 1 on lane 0 (ranks 0 and 2) brings shards 0 and 1, adjacent; stage 2 the rest.

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/optim/update.hpp>
+#include <mics/state/for_blocks.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
-
-#include <mics/state/for_blocks.hpp>
 
 namespace mics::optim {
 namespace {
@@ -14,15 +13,15 @@ namespace {
 template <class Body>
 void for_runs(std::span<const state::HyperRun> runs, std::int64_t begin, std::int64_t end,
               const Body& body) {
-  auto run = std::partition_point(runs.begin(), runs.end(), [=](const state::HyperRun& r) {
-    return r.end <= begin;
-  });
+  auto run = std::partition_point(runs.begin(), runs.end(),
+                                  [=](const state::HyperRun& r) { return r.end <= begin; });
   for (; run != runs.end() && run->begin < end; ++run) {
     body(std::max(begin, run->begin), std::min(end, run->end), *run);
   }
 }
 
-// Calls `body(gradient, master, compute)` with typed pointers; compute is null for the master itself.
+// Calls `body(gradient, master, compute)` with typed pointers; compute is null for the master
+// itself.
 template <class Body>
 void visit_types(const Slice& slice, const Body& body) {
   visit_arithmetic(slice.master_dtype, [&](auto master_tag) {

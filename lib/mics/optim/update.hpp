@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <span>
-
 #include <mics/base/dtype.hpp>
 #include <mics/state/flat_model.hpp>
+
+#include <cstdint>
+#include <span>
 
 namespace mics::optim {
 

@@ -52,8 +52,7 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
     const int lanes = layout.lanes();
     std::vector<int> intra_nodes;
     for (int lane = 0; lane < lanes; ++lane) {
-      intra_nodes.push_back(
-          node_of(here.group, layout::lane_major_shard(here.node, lane, nodes)));
+      intra_nodes.push_back(node_of(here.group, layout::lane_major_shard(here.node, lane, nodes)));
     }
     std::vector<int> inter_nodes;
     for (int node = 0; node < nodes; ++node) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <memory>
-#include <vector>
-
 #include <mics/comm/communicator.hpp>
 #include <mics/comm/mpi_transport.hpp>
 #include <mics/layout/group_layout.hpp>
 #include <mics/parallel/shard_channel.hpp>
+
+#include <memory>
+#include <vector>
 
 namespace mics::parallel {
 

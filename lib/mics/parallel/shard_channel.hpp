@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/comm/transport.hpp>
+
 #include <cstdint>
 #include <memory>
-
-#include <mics/comm/transport.hpp>
 
 namespace mics::parallel {
 

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/hash.hpp>
 #include <mics/parallel/slot_schedule.hpp>
 
 #include <algorithm>
 #include <limits>
 #include <utility>
-
-#include <mics/base/hash.hpp>
 
 namespace mics::parallel {
 namespace {

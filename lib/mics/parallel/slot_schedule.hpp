@@ -14,10 +14,10 @@ enum class Pass : std::uint8_t { training, evaluation };
 /// bookkeeping, the same on every rank that makes the same calls: it knows neither memory nor
 /// communication, so a plan can be made from it before a job.
 ///
-/// A pass is recorded once; when the engine has seen that all ranks recorded the same, the next pass
-/// of that kind is followed: the units that come next are prefetched, and of the slots that may be
-/// given up the one whose unit is needed last. A call that departs from the order ends following for
-/// that pass, which is then recorded anew.
+/// A pass is recorded once; when the engine has seen that all ranks recorded the same, the next
+/// pass of that kind is followed: the units that come next are prefetched, and of the slots that
+/// may be given up the one whose unit is needed last. A call that departs from the order ends
+/// following for that pass, which is then recorded anew.
 class SlotSchedule {
  public:
   /// \param slots  k >= 1; \param prefetch  units to start ahead, at most k - 1 have room
@@ -25,9 +25,9 @@ class SlotSchedule {
   SlotSchedule(int units, int slots, int prefetch, bool retain);
 
   struct Slot {
-    int unit = -1;     ///< -1: empty
-    int leases = 0;    ///< open ones
-    bool kept = false; ///< not to be given up: the unit is gathered again at once
+    int unit = -1;      ///< -1: empty
+    int leases = 0;     ///< open ones
+    bool kept = false;  ///< not to be given up: the unit is gathered again at once
     std::int64_t last_use = 0;
   };
   struct Fetch {
@@ -81,7 +81,7 @@ class SlotSchedule {
   std::int64_t clock_ = 0;
   bool in_pass_ = false;
   Pass pass_ = Pass::training;
-  std::map<Pass, std::vector<int>> orders_;  // confirmed
+  std::map<Pass, std::vector<int>> orders_;      // confirmed
   std::vector<std::vector<std::int64_t>> uses_;  // by unit: positions in the order of this pass
   std::vector<int> recorded_;
   std::vector<int> candidate_;

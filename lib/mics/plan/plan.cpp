@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <mics/plan/plan.hpp>
-
-#include <algorithm>
-#include <array>
-#include <cstdio>
-
 #include <mics/base/error.hpp>
 #include <mics/comm/mpi_transport.hpp>
 #include <mics/parallel/shard_channel.hpp>
 #include <mics/parallel/slot_schedule.hpp>
+#include <mics/plan/plan.hpp>
 #include <mics/state/arena.hpp>
 #include <mics/state/for_blocks.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
 
 namespace mics {
 namespace {
@@ -178,13 +177,15 @@ std::string Plan::text(std::span<const UnitId> order) const {
   const int replicas = layout_.replicas();
   std::string out;
   const auto line = [&](const std::string& key, const std::string& value) {
-    out += "  " + key + std::string(std::max<std::size_t>(1, 18 - std::min<std::size_t>(17, key.size())), ' ') + value + '\n';
+    out += "  " + key +
+           std::string(std::max<std::size_t>(1, 18 - std::min<std::size_t>(17, key.size())), ' ') +
+           value + '\n';
   };
   out += "plan\n";
   line("placement", request_.preset + ": " + plural(layout_.world_size(), "rank") + " on " +
-                        plural(layout_.nodes(), "node") + ", " +
-                        plural(replicas, "shard group") + " of " + std::to_string(p) + ", " +
-                        plural(p, "replica group") + " of " + std::to_string(replicas));
+                        plural(layout_.nodes(), "node") + ", " + plural(replicas, "shard group") +
+                        " of " + std::to_string(p) + ", " + plural(p, "replica group") + " of " +
+                        std::to_string(replicas));
   if (p <= 16 && replicas <= 8) {
     std::string groups;
     for (int group = 0; group < replicas; ++group) {
@@ -200,11 +201,11 @@ std::string Plan::text(std::span<const UnitId> order) const {
                     plural(static_cast<std::int64_t>(unit_needs_slot_.size()), "unit") + ", " +
                     plural(flat_.buffer_count(), "buffer") + " (" +
                     std::to_string(flat_.persistent_buffers().size()) + " persistent)");
-  line("dtypes", "compute " + std::string(name(request_.compute)) + ", wire " +
-                     std::string(name(request_.compute)) + ", accumulate " +
-                     std::string(request_.compute == DType::fp64 ? "fp64" : "fp32") + ", master " +
-                     std::string(name(request_.compute == DType::fp64 ? DType::fp64
-                                                                      : request_.master)));
+  line("dtypes",
+       "compute " + std::string(name(request_.compute)) + ", wire " +
+           std::string(name(request_.compute)) + ", accumulate " +
+           std::string(request_.compute == DType::fp64 ? "fp64" : "fp32") + ", master " +
+           std::string(name(request_.compute == DType::fp64 ? DType::fp64 : request_.master)));
   line("optimizer", request_.optimizer + ", state over the shard group");
   line("bytes a rank", human(memory_.total()) + " = shards " + human(memory_.compute_shards) +
                            ", master " + human(memory_.master_weights) + ", moments " +
@@ -221,14 +222,15 @@ std::string Plan::text(std::span<const UnitId> order) const {
                      " small exchanges; " + plural(request_.micro_steps, "micro-step") +
                      (order.empty() ? ", forward in order of declaration, backward in reverse"
                                     : ", units in the declared order"));
-  line("transport", "MPI, host memory; reductions block the caller, prefetched gathers progress "
-                    "inside mics calls");
+  line("transport",
+       "MPI, host memory; reductions block the caller, prefetched gathers progress "
+       "inside mics calls");
   if (two_stage_) {
     line("gather", "two stages: " + std::to_string(layout_.nodes_per_group()) + " nodes, then " +
                        std::to_string(layout_.lanes()) + " lanes");
   } else {
     line("gather", "one stage: " + (layout_.two_stage_possible() ? "two stages are switched off"
-                                                                  : layout_.two_stage_obstacle()));
+                                                                 : layout_.two_stage_obstacle()));
   }
   line("prefetch", request_.keep_gathered || p == 1
                        ? "none: buffers stay gathered"

@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <span>
-#include <string>
-#include <vector>
-
 #include <mics/base/dtype.hpp>
 #include <mics/layout/group_layout.hpp>
 #include <mics/state/flat_model.hpp>
 #include <mics/state/model.hpp>
 
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
 namespace mics {
 
 /// What a plan is made from beside the model and the ranks.
 struct PlanRequest {
-  std::string preset;                      ///< its name, for the text
+  std::string preset;  ///< its name, for the text
   DType compute = DType::fp32;
-  DType master = DType::fp32;              ///< of parameters that are not fp64
-  bool has_moments = true;                 ///< exp_avg and exp_avg_sq
+  DType master = DType::fp32;  ///< of parameters that are not fp64
+  bool has_moments = true;     ///< exp_avg and exp_avg_sq
   std::string optimizer = "AdamW";
-  bool keep_gathered = false;              ///< gathered once a step and kept (ddp, zero2)
+  bool keep_gathered = false;  ///< gathered once a step and kept (ddp, zero2)
   bool want_two_stage = true;
   bool require_two_stage = false;
   int slots = 2;
   int prefetch = 1;
   bool debug = false;
-  int micro_steps = 1;                     ///< of the printed counts
+  int micro_steps = 1;  ///< of the printed counts
   state::Persistence persistence;
 };
 
@@ -42,15 +42,15 @@ struct CollectiveCounts {
 /// Bytes of one rank, by purpose. All but `staging` lie in the arena.
 struct MemoryPlan {
   std::int64_t compute_shards = 0;
-  std::int64_t master_weights = 0;   ///< 0 where the compute shard is the master
+  std::int64_t master_weights = 0;  ///< 0 where the compute shard is the master
   std::int64_t moments = 0;
   std::int64_t accumulators = 0;
   std::int64_t gather_slots = 0;
   std::int64_t gradient_slots = 0;
-  std::int64_t resident = 0;         ///< buffers that stay gathered, with their gradients
+  std::int64_t resident = 0;  ///< buffers that stay gathered, with their gradients
   std::int64_t scratch = 0;
-  std::int64_t arena = 0;            ///< sum of the above
-  std::int64_t staging = 0;          ///< of the transport
+  std::int64_t arena = 0;    ///< sum of the above
+  std::int64_t staging = 0;  ///< of the transport
   [[nodiscard]] std::int64_t total() const { return arena + staging; }
 };
 

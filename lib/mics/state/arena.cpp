@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
 #include <mics/state/arena.hpp>
+#include <mics/state/for_blocks.hpp>
 
 #include <bit>
 #include <string>
-
-#include <mics/base/error.hpp>
-#include <mics/state/for_blocks.hpp>
 
 namespace mics::state {
 

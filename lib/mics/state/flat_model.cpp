@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/state/arena.hpp>
 #include <mics/state/flat_model.hpp>
 
 #include <algorithm>
 #include <map>
 #include <utility>
-
-#include <mics/state/arena.hpp>
 
 namespace mics::state {
 

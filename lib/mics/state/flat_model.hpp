@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <string>
-#include <vector>
-
 #include <mics/base/dtype.hpp>
 #include <mics/layout/flat_layout.hpp>
 #include <mics/state/model.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
 
 namespace mics::state {
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <mics/state/initialize.hpp>
-
 #include <mics/state/for_blocks.hpp>
+#include <mics/state/initialize.hpp>
 
 namespace mics::state {
 
@@ -17,18 +16,22 @@ void initialize(const Model& model, const FlatBuffer& buffer, const layout::Inte
       using Master = typename decltype(master_tag)::type;
       visit(buffer.dtype, [&](auto compute_tag) {
         using Compute = typename decltype(compute_tag)::type;
-        for_blocks("mics::state::initialize", part.length, [&, part](std::int64_t begin, std::int64_t end) {
-          for (std::int64_t k = begin; k < end; ++k) {
-            const std::int64_t position = part.offset + k;
-            const auto value = static_cast<Master>(spec.options.init(
-                seed, id,
-                element_index(spec.shape, spec.options.layout, position - whole.offset)));
-            if (master != nullptr) static_cast<Master*>(master)[position - range.offset] = value;
-            if (compute != nullptr) {
-              static_cast<Compute*>(compute)[position - range.offset] = static_cast<Compute>(value);
-            }
-          }
-        });
+        for_blocks(
+            "mics::state::initialize", part.length,
+            [&, part](std::int64_t begin, std::int64_t end) {
+              for (std::int64_t k = begin; k < end; ++k) {
+                const std::int64_t position = part.offset + k;
+                const auto value = static_cast<Master>(spec.options.init(
+                    seed, id,
+                    element_index(spec.shape, spec.options.layout, position - whole.offset)));
+                if (master != nullptr)
+                  static_cast<Master*>(master)[position - range.offset] = value;
+                if (compute != nullptr) {
+                  static_cast<Compute*>(compute)[position - range.offset] =
+                      static_cast<Compute>(value);
+                }
+              }
+            });
       });
     });
   }

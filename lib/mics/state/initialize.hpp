@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
 #include <mics/state/flat_model.hpp>
+
+#include <cstdint>
 
 namespace mics::state {
 

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
+#include <mics/base/random.hpp>
 #include <mics/state/model.hpp>
 
 #include <algorithm>
 #include <limits>
 #include <utility>
-
-#include <mics/base/error.hpp>
-#include <mics/base/random.hpp>
 
 namespace mics {
 namespace {
@@ -22,9 +21,8 @@ std::string show(const std::vector<std::int64_t>& shape) {
 std::int64_t product(const std::vector<std::int64_t>& shape, const std::string& object) {
   constexpr std::size_t max_rank = 8;  // Kokkos'
   if (shape.size() > max_rank) {
-    raise<ArgumentError>({.object = object,
-                          .expected = "at most 8 extents",
-                          .found = std::to_string(shape.size())});
+    raise<ArgumentError>(
+        {.object = object, .expected = "at most 8 extents", .found = std::to_string(shape.size())});
   }
   std::int64_t count = 1;
   for (const std::int64_t extent : shape) {
@@ -72,21 +70,28 @@ Init Init::function(std::function<double(std::int64_t)> value) {
 double Init::operator()(std::uint64_t seed, ParameterId parameter, std::int64_t index) const {
   const RandomStream stream{seed, static_cast<std::uint64_t>(parameter.value)};
   switch (kind_) {
-    case Kind::constant: return a_;
-    case Kind::normal: return a_ * stream.normal(static_cast<std::uint64_t>(index));
+    case Kind::constant:
+      return a_;
+    case Kind::normal:
+      return a_ * stream.normal(static_cast<std::uint64_t>(index));
     case Kind::uniform:
       return a_ + (b_ - a_) * stream.uniform(static_cast<std::uint64_t>(index));
-    case Kind::function: return function_(index);
+    case Kind::function:
+      return function_(index);
   }
   return 0;
 }
 
 std::string Init::describe() const {
   switch (kind_) {
-    case Kind::constant: return "constant " + std::to_string(a_);
-    case Kind::normal: return "normal " + std::to_string(a_);
-    case Kind::uniform: return "uniform " + std::to_string(a_) + " " + std::to_string(b_);
-    case Kind::function: break;
+    case Kind::constant:
+      return "constant " + std::to_string(a_);
+    case Kind::normal:
+      return "normal " + std::to_string(a_);
+    case Kind::uniform:
+      return "uniform " + std::to_string(a_) + " " + std::to_string(b_);
+    case Kind::function:
+      break;
   }
   return "function";
 }

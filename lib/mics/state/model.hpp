@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/dtype.hpp>
+
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <mics/base/dtype.hpp>
 
 namespace mics {
 
@@ -59,10 +59,10 @@ class Init {
 /// What may be said of a parameter beside its name and shape.
 struct ParameterOptions {
   Init init = Init::zeros();
-  std::optional<DType> dtype = {};    ///< of the gathered parameter; default: the engine's
-  bool trainable = true;              ///< frozen parameters have no gradient and no optimizer state
-  double weight_decay_factor = 1;     ///< multiplies the optimizer's weight decay
-  double learning_rate_factor = 1;    ///< multiplies the optimizer's learning rate
+  std::optional<DType> dtype = {};  ///< of the gathered parameter; default: the engine's
+  bool trainable = true;            ///< frozen parameters have no gradient and no optimizer state
+  double weight_decay_factor = 1;   ///< multiplies the optimizer's weight decay
+  double learning_rate_factor = 1;  ///< multiplies the optimizer's learning rate
   MemoryLayout layout = MemoryLayout::right;
 };
 
@@ -80,12 +80,14 @@ struct ParameterSpec {
 ///
 ///   mics::Model model;
 ///   const auto layer = model.unit("layer0");
-///   const auto weight = model.parameter(layer, "weight", {64, 32}, {.init = mics::Init::normal(0.02)});
+///   const auto weight = model.parameter(layer, "weight", {64, 32}, {.init =
+///   mics::Init::normal(0.02)});
 class Model {
  public:
   /// A new unit. \throws ArgumentError if the name is taken or empty.
   UnitId unit(std::string_view name);
-  /// A new parameter of `unit`. \throws ArgumentError for a bad shape, a taken name or no such unit.
+  /// A new parameter of `unit`. \throws ArgumentError for a bad shape, a taken name or no such
+  /// unit.
   ParameterId parameter(UnitId unit, std::string_view name, std::vector<std::int64_t> shape,
                         ParameterOptions options = {});
 

@@ -56,8 +56,16 @@ TEST(Agree, KeepsTheClass) {
 }
 
 TEST(Agree, CarriesExceptionsOfOthersToo) {
-  expect_all_throw<std::runtime_error>({job_size() - 1});
-  expect_all_throw<std::invalid_argument, std::exception>({0});
+  const auto comm = Communicator::duplicate(MPI_COMM_WORLD);
+
+  try {
+    agree(comm, [] {
+      if (job_rank() == job_size() - 1) throw std::invalid_argument("no such cell");
+    });
+    ADD_FAILURE() << "no error";
+  } catch (const std::exception& error) {
+    EXPECT_NE(std::string(error.what()).find("no such cell"), std::string::npos) << error.what();
+  }
 }
 
 TEST(Agree, TakesTheLowestOfSeveral) {

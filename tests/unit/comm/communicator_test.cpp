@@ -18,6 +18,7 @@ namespace {
 /// with MPI_Comm_dup and deletes with MPI_Comm_free.
 class DuplicateCounter {
  public:
+  /// Local.
   explicit DuplicateCounter(MPI_Comm comm) : comm_(comm) {
     MPI_Comm_create_keyval(copied, deleted, &key_, &counts_);
     MPI_Comm_set_attr(comm_, key_, this);

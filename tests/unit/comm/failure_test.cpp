@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <functional>
+#include <list>
 #include <string>
 #include <thread>
 #include <vector>
@@ -188,8 +189,10 @@ TEST(SizeMismatch, IsAnErrorOnEveryRank) {
                      std::to_string(odd));
         World world(nodes.label, std::chrono::seconds(2));
         const std::int64_t bytes = job_rank() == odd ? other : 5000;
-        std::vector<std::byte> send(static_cast<std::size_t>(bytes));
-        std::vector<std::byte> receive(static_cast<std::size_t>(bytes * job_size()));
+        // After an error messages may still be under way: their memory stays.
+        static std::list<std::vector<std::byte>> kept;
+        auto& send = kept.emplace_back(static_cast<std::size_t>(bytes));
+        auto& receive = kept.emplace_back(static_cast<std::size_t>(bytes * job_size()));
 
         // As the engine does: a rank that finds an error tells the others.
         EXPECT_THROW(

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/comm/detail/sum.hpp>
 
+#include <Kokkos_Core.hpp>
+
 #include <algorithm>
 #include <array>
-
-#include <Kokkos_Core.hpp>
 
 namespace mics::comm::detail {
 namespace {
@@ -18,7 +18,8 @@ void sum_block(std::span<const void* const> sources, Sum* result, std::int64_t b
   std::array<Sum, block> partial;
   const std::int64_t n = end - begin;
   const Wire* first = static_cast<const Wire*>(sources[0]) + begin;
-  for (std::int64_t i = 0; i < n; ++i) partial[static_cast<std::size_t>(i)] = static_cast<Sum>(first[i]);
+  for (std::int64_t i = 0; i < n; ++i)
+    partial[static_cast<std::size_t>(i)] = static_cast<Sum>(first[i]);
   for (std::size_t s = 1; s < sources.size(); ++s) {
     const Wire* source = static_cast<const Wire*>(sources[s]) + begin;
     for (std::int64_t i = 0; i < n; ++i) {
@@ -51,8 +52,8 @@ void sum_typed(std::span<const void* const> sources, Sum* result, std::int64_t c
 
 }  // namespace
 
-void sum_in_order(std::span<const void* const> sources, DType wire, void* result,
-                  DType result_type, std::int64_t count, SumMode mode) {
+void sum_in_order(std::span<const void* const> sources, DType wire, void* result, DType result_type,
+                  std::int64_t count, SumMode mode) {
   visit_arithmetic(result_type, [&](auto sum) {
     using Sum = typename decltype(sum)::type;
     visit(wire, [&](auto element) {

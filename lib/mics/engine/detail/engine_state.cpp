@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/hash.hpp>
+#include <mics/comm/agreement.hpp>
 #include <mics/engine/detail/engine_state.hpp>
+#include <mics/optim/norm.hpp>
+#include <mics/optim/update.hpp>
+#include <mics/state/for_blocks.hpp>
+#include <mics/state/initialize.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -7,13 +13,6 @@
 #include <limits>
 #include <optional>
 #include <utility>
-
-#include <mics/base/hash.hpp>
-#include <mics/comm/agreement.hpp>
-#include <mics/optim/norm.hpp>
-#include <mics/optim/update.hpp>
-#include <mics/state/for_blocks.hpp>
-#include <mics/state/initialize.hpp>
 
 namespace mics::detail {
 namespace {
@@ -24,6 +23,18 @@ using comm::Purpose;
 // Everything of the constructor that communicates happens in this order on every rank; what can
 // differ between ranks is agreed on first, so that all of them throw or none.
 comm::Communicator open_world(MPI_Comm parent) {
+  int initialized = 0;
+  int level = MPI_THREAD_SINGLE;
+  if (MPI_Initialized(&initialized) == MPI_SUCCESS && initialized != 0) MPI_Query_thread(&level);
+  if (level < MPI_THREAD_SERIALIZED || !Kokkos::is_initialized()) {
+    raise<StateError>({.object = "engine",
+                       .expected = "MPI_Init_thread with MPI_THREAD_SERIALIZED or more, and "
+                                   "Kokkos::initialize, before it",
+                       .found = initialized == 0 ? "MPI that is not initialized"
+                                : level < MPI_THREAD_SERIALIZED
+                                    ? "MPI with less thread support"
+                                    : "Kokkos that is not initialized"});
+  }
   if (parent == MPI_COMM_NULL) {
     raise<ArgumentError>({.object = "communicator",
                           .expected = "one that holds this rank",
@@ -40,8 +51,7 @@ void check_inputs(const comm::Communicator& world, const Model& model, const Con
 }
 
 layout::GroupLayout make_layout(const std::vector<int>& nodes, const Config& config) {
-  return layout::GroupLayout::make(nodes,
-                                   config.shard_size_for(static_cast<int>(nodes.size())));
+  return layout::GroupLayout::make(nodes, config.shard_size_for(static_cast<int>(nodes.size())));
 }
 
 Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& config) {
@@ -56,11 +66,11 @@ Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& 
     remedy = "smallest shard size that fits: " + std::to_string(p);
     break;
   }
-  raise<ConfigError>({.object = "memory_budget",
-                      .expected = "at most " + std::to_string(*config.memory_budget) +
-                                  " bytes a rank",
-                      .found = std::to_string(plan.memory().total()) + " in the plan",
-                      .remedy = remedy});
+  raise<ConfigError>(
+      {.object = "memory_budget",
+       .expected = "at most " + std::to_string(*config.memory_budget) + " bytes a rank",
+       .found = std::to_string(plan.memory().total()) + " in the plan",
+       .remedy = remedy});
 }
 
 std::chrono::milliseconds to_milliseconds(double seconds) {
@@ -157,9 +167,8 @@ void EngineState::allocate() {
     }
     if (!buffer.trainable) continue;
     const std::int64_t master_bytes = shard * bytes_of(plan_.master_dtype(b));
-    here.master_weights = plan_.master_is_compute(b)
-                              ? here.compute
-                              : arena_.take(master_bytes, "master_weights");
+    here.master_weights =
+        plan_.master_is_compute(b) ? here.compute : arena_.take(master_bytes, "master_weights");
     if (moments) {
       here.exp_avg = arena_.take(master_bytes, "exp_avg");
       here.exp_avg_sq = arena_.take(master_bytes, "exp_avg_sq");
@@ -168,8 +177,8 @@ void EngineState::allocate() {
     if (plan_.has_resident_gradient(b)) {
       here.resident_gradient = arena_.take(buffer_bytes(buffer), "resident gradient");
     }
-    here.runs = hyper_runs(model_, buffer,
-                           buffer.flat.shard(plan_.layout().place(world_.rank()).shard));
+    here.runs =
+        hyper_runs(model_, buffer, buffer.flat.shard(plan_.layout().place(world_.rank()).shard));
   }
 
   gather_slots_.resize(static_cast<std::size_t>(config_.slots));
@@ -236,8 +245,8 @@ void EngineState::require_same_unit(const char* call, UnitId unit) {
       hash_combine(static_cast<std::uint64_t>(call[0]), static_cast<std::uint64_t>(unit.value));
   std::vector<std::uint64_t> all(static_cast<std::size_t>(groups_.shard().size()));
   groups_.shard().all_gather_small(&mine, all.data(), sizeof(mine), operation);
-  const auto other = std::find_if(all.begin(), all.end(),
-                                  [&](std::uint64_t theirs) { return theirs != mine; });
+  const auto other =
+      std::find_if(all.begin(), all.end(), [&](std::uint64_t theirs) { return theirs != mine; });
   if (other == all.end()) return;
   const std::string line = format_error(
       {.object = std::string(call) + " of unit " + unit_name(unit) + " on rank " +
@@ -263,8 +272,9 @@ void EngineState::agree_on_order() {
     groups_.shard().all_gather_small(&mine, all.data(), sizeof(mine), operation);
     if (std::any_of(all.begin(), all.end(), [&](std::uint64_t theirs) { return theirs != mine; })) {
       schedule_.reject();
-      warn("the ranks of a shard group opened units in different orders; gathers are not "
-           "prefetched");
+      warn(
+          "the ranks of a shard group opened units in different orders; gathers are not "
+          "prefetched");
       return;
     }
   }
@@ -304,9 +314,8 @@ void EngineState::begin_micro_step(const MicroStep& micro_step) {
 void EngineState::begin_evaluation() {
   require_alive();
   if (phase_ == Phase::micro_step) {
-    raise<StateError>({.object = "evaluation",
-                       .expected = "step() first",
-                       .found = "a micro-step that is open"});
+    raise<StateError>(
+        {.object = "evaluation", .expected = "step() first", .found = "a micro-step that is open"});
   }
   end_pass();
   phase_ = Phase::evaluation;
@@ -378,11 +387,11 @@ void EngineState::acquire(UnitId unit, const Execution& exec, Keep keep) {
   if (here.needs_slot) {
     const auto acquired = schedule_.acquire(unit.value);
     if (acquired.slot < 0) {
-      raise<StateError>({.object = "gather of unit " + unit_name(unit),
-                         .expected = "a free slot of the " + std::to_string(config_.slots),
-                         .found = "open leases on " + open_leases(),
-                         .remedy = "end one, or set \"slots\" to at least " +
-                                   std::to_string(config_.slots + 1)});
+      raise<StateError>(
+          {.object = "gather of unit " + unit_name(unit),
+           .expected = "a free slot of the " + std::to_string(config_.slots),
+           .found = "open leases on " + open_leases(),
+           .remedy = "end one, or set \"slots\" to at least " + std::to_string(config_.slots + 1)});
     }
     if (config_.debug || (acquired.fetch && !schedule_.following())) {
       require_same_unit("gather", unit);
@@ -439,8 +448,8 @@ void EngineState::gather_resident(bool trainable_only) {
     const Operation operation{Purpose::gather, buffer.name, buffer_bytes(buffer)};
     operations_.record(operation);
     groups_.gather()
-        .start_gather(at(b).compute, at(b).full,
-                      buffer.flat.shard_count() * bytes_of(buffer.dtype), operation, exec_)
+        .start_gather(at(b).compute, at(b).full, buffer.flat.shard_count() * bytes_of(buffer.dtype),
+                      operation, exec_)
         ->wait(exec_);
   }
 }
@@ -611,10 +620,9 @@ void EngineState::hop1(int buffer, const void* gradient) {
   Buffer& local = at(buffer);
   const Operation operation{Purpose::hop1, here.name, buffer_bytes(here)};
   if (sharded()) operations_.record(operation);
-  groups_.reduce().reduce(gradient, here.dtype, local.sum, plan_.sum_dtype(buffer),
-                          here.flat.shard_count(),
-                          local.contributed ? comm::SumMode::add : comm::SumMode::assign, scratch_,
-                          operation, exec_);
+  groups_.reduce().reduce(
+      gradient, here.dtype, local.sum, plan_.sum_dtype(buffer), here.flat.shard_count(),
+      local.contributed ? comm::SumMode::add : comm::SumMode::assign, scratch_, operation, exec_);
   local.contributed = true;
 }
 
@@ -673,9 +681,8 @@ std::shared_ptr<const StepResult> EngineState::step() {
                        .found = phase_ == Phase::micro_step ? "one with last = false" : "none"});
   }
   if (const std::string names = open_leases(); !names.empty()) {
-    raise<StateError>({.object = "step",
-                       .expected = "no open lease",
-                       .found = "leases on " + names});
+    raise<StateError>(
+        {.object = "step", .expected = "no open lease", .found = "leases on " + names});
   }
   end_pass();
   advance_hop2(true);
@@ -714,8 +721,7 @@ std::shared_ptr<const StepResult> EngineState::step() {
   Totals total = group;
   if (plan_.layout().replicas() > 1) {
     const std::size_t bytes = sizeof(Totals) + contributed.size();
-    const Operation operation{Purpose::norm, "samples and loss",
-                              static_cast<std::int64_t>(bytes)};
+    const Operation operation{Purpose::norm, "samples and loss", static_cast<std::int64_t>(bytes)};
     operations_.record(operation);
     std::vector<std::byte> mine(bytes);
     std::memcpy(mine.data(), &group, sizeof(Totals));
@@ -738,8 +744,8 @@ std::shared_ptr<const StepResult> EngineState::step() {
 
   StepResult result;
   result.samples = total.samples;
-  result.learning_rate = learning_rates_[std::min(static_cast<std::size_t>(steps_),
-                                                  learning_rates_.size() - 1)];
+  result.learning_rate =
+      learning_rates_[std::min(static_cast<std::size_t>(steps_), learning_rates_.size() - 1)];
   const double divisor = loss_scale_ * static_cast<double>(total.samples);
   result.loss = total.loss / divisor * loss_scale_;
   result.gradient_norm = std::sqrt(total.squares) / divisor;
@@ -754,10 +760,10 @@ std::shared_ptr<const StepResult> EngineState::step() {
     beta1_power_ *= config_.optimizer.betas[0];
     beta2_power_ *= config_.optimizer.betas[1];
     // Exactly 1 while the norm stays below the limit.
-    const double clip = config_.gradient_clipping > 0
-                            ? 1 / std::max(1.0, (result.gradient_norm + 1e-6) /
-                                                    config_.gradient_clipping)
-                            : 1.0;
+    const double clip =
+        config_.gradient_clipping > 0
+            ? 1 / std::max(1.0, (result.gradient_norm + 1e-6) / config_.gradient_clipping)
+            : 1.0;
     wait_for(resident_readers_, "mics: leases' kernels are done before parameters change");
     for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) {
       vacate(static_cast<int>(slot));
@@ -766,17 +772,16 @@ std::shared_ptr<const StepResult> EngineState::step() {
       if (contributed[i] == 0) continue;
       const int b = plan_.hop2_order()[i];
       Buffer& buffer = at(b);
-      const optim::Slice slice{
-          .gradient = buffer.sum,
-          .master_weights = buffer.master_weights,
-          .exp_avg = buffer.exp_avg,
-          .exp_avg_sq = buffer.exp_avg_sq,
-          .compute = plan_.master_is_compute(b) ? nullptr : buffer.compute,
-          .gradient_dtype = plan_.sum_dtype(b),
-          .master_dtype = plan_.master_dtype(b),
-          .compute_dtype = flat(b).dtype,
-          .count = flat(b).flat.shard_count(),
-          .runs = buffer.runs};
+      const optim::Slice slice{.gradient = buffer.sum,
+                               .master_weights = buffer.master_weights,
+                               .exp_avg = buffer.exp_avg,
+                               .exp_avg_sq = buffer.exp_avg_sq,
+                               .compute = plan_.master_is_compute(b) ? nullptr : buffer.compute,
+                               .gradient_dtype = plan_.sum_dtype(b),
+                               .master_dtype = plan_.master_dtype(b),
+                               .compute_dtype = flat(b).dtype,
+                               .count = flat(b).flat.shard_count(),
+                               .runs = buffer.runs};
       const OptimizerConfig& o = config_.optimizer;
       if (o.kind == OptimizerKind::adamw) {
         optim::update(optim::AdamW{.learning_rate = result.learning_rate,

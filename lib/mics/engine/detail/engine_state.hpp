@@ -1,13 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <memory>
-#include <span>
-#include <string>
-#include <string_view>
-#include <vector>
-
 #include <mics/comm/communicator.hpp>
 #include <mics/comm/failure_channel.hpp>
 #include <mics/comm/operation_log.hpp>
@@ -17,6 +10,13 @@
 #include <mics/parallel/slot_schedule.hpp>
 #include <mics/plan/plan.hpp>
 #include <mics/state/arena.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
 
 namespace mics::detail {
 
@@ -160,7 +160,7 @@ class EngineState {
   std::int64_t samples_ = 0;   // local, of this step
   double loss_ = 0;            // local, of this step
   double loss_scale_ = 1;
-  std::int64_t steps_ = 0;     // same on all ranks
+  std::int64_t steps_ = 0;  // same on all ranks
   double beta1_power_ = 1;
   double beta2_power_ = 1;
 };
