@@ -163,7 +163,9 @@ TEST(GroupLayoutTest, TwoStagesCompleteEveryBufferInPlaceWithoutReordering) {
           EXPECT_TRUE(layout.two_stage_possible()) << layout.two_stage_obstacle();
           EXPECT_EQ(layout.lanes(), node_size);
         }
-        if (p <= node_size && node_size % p == 0) EXPECT_FALSE(layout.two_stage_possible());
+        if (p <= node_size && node_size % p == 0) {
+          EXPECT_FALSE(layout.two_stage_possible());
+        }
         EXPECT_EQ(layout.two_stage_possible(), layout.two_stage_obstacle().empty());
         if (!layout.two_stage_possible()) continue;
 

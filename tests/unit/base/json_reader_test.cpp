@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
+#include <mics/base/json_reader.hpp>
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace mics {
+namespace {
+
+using Strings = std::vector<std::string>;
+
+std::string refusal(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "nothing was refused";
+}
+
+std::string refusal_of(const std::string& text, const Strings& overrides = {}) {
+  return refusal([&] { static_cast<void>(JsonReader::parse(text, "deck.json", overrides)); });
+}
+
+TEST(JsonReaderTest, ReadsEveryTypeWithComments) {
+  auto json = JsonReader::parse(R"({ // a deck
+    "n": 24.0, "big": 5e8, "x": 0.5, "yes": true, "word": "auto", /* list */ "list": [1, 2.5],
+    "names": ["a", "b"], "name": "c", "inner": {"y": -3}, "nothing": null })",
+                                "deck.json");
+
+  EXPECT_EQ(json.integer("n"), 24);
+  EXPECT_EQ(json.integer("big"), 500'000'000);
+  EXPECT_EQ(json.number("x"), 0.5);
+  EXPECT_TRUE(json.boolean("yes"));
+  EXPECT_TRUE(json.is_auto("word"));
+  EXPECT_EQ(json.numbers("list"), (std::vector<double>{1, 2.5}));
+  EXPECT_EQ(json.texts("names"), (Strings{"a", "b"}));
+  EXPECT_EQ(json.texts("name"), (Strings{"c"}));
+  EXPECT_FALSE(json.has("nothing"));
+  auto inner = json.object("inner");
+  EXPECT_EQ(inner.integer("y"), -3);
+  EXPECT_EQ(inner.where("y"), "deck.json: inner.y");
+  inner.finish();
+  json.finish();
+}
+
+TEST(JsonReaderTest, TakesFallbacksForWhatIsMissing) {
+  auto json = JsonReader::parse("{}", "deck.json");
+
+  EXPECT_EQ(json.integer("n", 3), 3);
+  EXPECT_EQ(json.number("x", 0.25), 0.25);
+  EXPECT_EQ(json.text("word", "w"), "w");
+  EXPECT_TRUE(json.texts("names").empty());
+  EXPECT_EQ(json.object("inner").integer("y", 9), 9);
+}
+
+TEST(JsonReaderTest, NamesFileAndKeyOfAWrongType) {
+  auto json = JsonReader::parse(R"({"a": {"n": "six", "m": 2.5, "x": [1], "b": 1}})", "deck.json");
+  auto a = json.object("a");
+
+  EXPECT_NE(refusal([&] { static_cast<void>(a.integer("n")); })
+                .find("deck.json: a.n: expected an integer, found \"six\""),
+            std::string::npos);
+  EXPECT_NE(refusal([&] { static_cast<void>(a.integer("m")); }).find("found 2.5"),
+            std::string::npos);
+  EXPECT_NE(refusal([&] { static_cast<void>(a.number("x")); }).find("expected a finite number"),
+            std::string::npos);
+  EXPECT_NE(refusal([&] { static_cast<void>(a.boolean("b")); }).find("expected true or false"),
+            std::string::npos);
+  EXPECT_NE(refusal([&] { static_cast<void>(a.object("b")); }).find("expected an object"),
+            std::string::npos);
+  EXPECT_NE(refusal([&] { static_cast<void>(a.text("missing")); }).find("found nothing"),
+            std::string::npos);
+  EXPECT_NE(refusal([&] { static_cast<void>(a.integer("b", {}, 2, 4)); })
+                .find("at least 2 and at most 4, found 1"),
+            std::string::npos);
+}
+
+TEST(JsonReaderTest, SuggestsTheKeyThatWasMeant) {
+  auto json = JsonReader::parse(R"({"slotts": 2})", "deck.json");
+  static_cast<void>(json.integer("slots", 2));
+  static_cast<void>(json.integer("seed", 2));
+
+  const std::string line = refusal([&] { json.finish(); });
+
+  EXPECT_NE(line.find("deck.json: slotts"), std::string::npos) << line;
+  EXPECT_NE(line.find("did you mean \"slots\"?"), std::string::npos) << line;
+}
+
+TEST(JsonReaderTest, SuggestsNothingForAWordThatIsFarFromAll) {
+  auto json = JsonReader::parse(R"({"zebra": 2})", "deck.json");
+  static_cast<void>(json.integer("slots", 2));
+
+  EXPECT_EQ(refusal([&] { json.finish(); }).find("did you mean"), std::string::npos);
+}
+
+TEST(JsonReaderTest, GivesTheLineOfASyntaxError) {
+  EXPECT_NE(refusal_of("{\n  \"a\": 1,\n  \"b\" 2\n}").find("deck.json:3: expected valid JSON"),
+            std::string::npos);
+  EXPECT_NE(refusal_of("").find("deck.json:1"), std::string::npos);
+  EXPECT_NE(refusal_of("[1]").find("expected a JSON object, found [1]"), std::string::npos);
+}
+
+TEST(JsonReaderTest, RefusesDuplicateKeysAtAnyDepth) {
+  EXPECT_NE(refusal_of(R"({"a": 1, "a": 2})").find("two values of \"a\""), std::string::npos);
+  EXPECT_NE(refusal_of(R"({"o": {"b": 1, "c": {}, "b": 2}})").find("two values of \"b\""),
+            std::string::npos);
+  EXPECT_EQ(refusal_of(R"({"o": {"b": 1}, "p": {"b": 1}})"), "nothing was refused");
+}
+
+TEST(JsonReaderTest, RefusesNumbersThatAreNotFinite) {
+  EXPECT_NE(refusal_of(R"({"a": 1e999})").find("deck.json"), std::string::npos);
+  EXPECT_NE(refusal_of(R"({"a": NaN})").find("deck.json:1"), std::string::npos);
+  auto json = JsonReader::parse("{}", "deck.json", Strings{"lr=nan"});
+  EXPECT_NE(refusal([&] { static_cast<void>(json.number("lr")); }).find("found \"nan\""),
+            std::string::npos);
+}
+
+TEST(JsonReaderTest, AppliesOverridesInOrder) {
+  auto json = JsonReader::parse(R"({"a": {"b": 1}})", "deck.json",
+                                Strings{"a.b=2", "a.c.d=true", "a.b=3", "e=word", "f=[1,2]"});
+
+  auto a = json.object("a");
+  EXPECT_EQ(a.integer("b"), 3);
+  EXPECT_TRUE(a.object("c").boolean("d"));
+  EXPECT_EQ(json.text("e"), "word");
+  EXPECT_EQ(json.numbers("f").size(), 2U);
+}
+
+TEST(JsonReaderTest, RefusesOverridesWithoutAPlace) {
+  EXPECT_NE(refusal_of("{}", {"a.b"}).find("expected key.inner=value"), std::string::npos);
+  EXPECT_NE(refusal_of("{}", {"=3"}).find("expected key.inner=value"), std::string::npos);
+  EXPECT_NE(refusal_of(R"({"a": 1})", {"a.b=2"}).find("expected an object to hold \"a.b\""),
+            std::string::npos);
+}
+
+TEST(JsonReaderTest, RefusesAFileThatIsMissingOrEmpty) {
+  const std::string line = refusal(
+      [] { static_cast<void>(JsonReader::parse_file("/nonexistent/deck.json")); });
+
+  EXPECT_NE(line.find("/nonexistent/deck.json: expected a file that can be read"),
+            std::string::npos)
+      << line;
+}
+
+}  // namespace
+}  // namespace mics
