@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <mics/base/half.hpp>
+#include <mics/base/dtype.hpp>
 #include <mics/optim/norm.hpp>
 #include <mics/optim/update.hpp>
+#include <mics/state/arena.hpp>
 #include <mics/state/for_blocks.hpp>
 
 #include <Kokkos_Core.hpp>
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -23,16 +25,13 @@ namespace {
 constexpr double update_bar = 0.85;
 
 using Host = Kokkos::DefaultHostExecutionSpace;
-template <class T>
-using HostArray = Kokkos::View<T*, Kokkos::HostSpace>;
 
 /// One memcpy a thread, each over its share of the whole range.
-void copy(const HostArray<std::byte>& to, const HostArray<std::byte>& from) {
+void copy_shares(std::byte* to, const std::byte* from, std::int64_t bytes) {
   const auto threads = static_cast<std::int64_t>(Host().concurrency());
-  const auto bytes = static_cast<std::int64_t>(to.size());
   const auto share = [=](std::int64_t thread) {
     const std::int64_t begin = bytes * thread / threads;
-    std::memcpy(to.data() + begin, from.data() + begin,
+    std::memcpy(to + begin, from + begin,
                 static_cast<std::size_t>(bytes * (thread + 1) / threads - begin));
   };
   if (threads == 1) {
@@ -43,22 +42,29 @@ void copy(const HostArray<std::byte>& to, const HostArray<std::byte>& from) {
   Kokkos::fence("mics::bench: the copy is timed to its end");
 }
 
-/// The state of one rank: gradient and fp32 master with moments, and a bf16 copy.
+/// The state of one rank, and what memcpy reads and writes: as many bytes, half of them each. All
+/// lies in an arena, as the engine's state does.
 struct State {
-  explicit State(std::int64_t count)
-      : gradient("gradient", count),
-        master_weights("master_weights", count),
-        exp_avg("exp_avg", count),
-        exp_avg_sq("exp_avg_sq", count),
-        compute("compute", count),
+  explicit State(std::int64_t elements)
+      : count(elements),
+        arena(2 * (4 * state::arena_bytes(count * bytes_of(DType::fp32)) +
+                   state::arena_bytes(count * bytes_of(DType::bf16)))),
+        gradient(take<float>("gradient", count)),
+        master_weights(take<float>("master_weights", count)),
+        exp_avg(take<float>("exp_avg", count)),
+        exp_avg_sq(take<float>("exp_avg_sq", count)),
+        compute(take<bf16>("compute", count)),
+        copied_bytes((4 * bytes_of(DType::fp32) + bytes_of(DType::bf16)) * count / 2),
+        from(take<std::byte>("from", copied_bytes)),
+        to(take<std::byte>("to", copied_bytes)),
         partials(static_cast<std::size_t>(state::blocks_of(count))) {
-    const State& s = *this;
-    Kokkos::parallel_for("mics::bench::state", Kokkos::RangePolicy<Host>(0, count),
-                         [g = s.gradient, w = s.master_weights](std::int64_t i) {
-                           g(i) = static_cast<float>(i % 7 - 3);
-                           w(i) = static_cast<float>(i % 11 - 5);
-                         });
-    Kokkos::fence("mics::bench: the state is filled");
+    const auto fill = [g = gradient, w = master_weights](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        g[i] = static_cast<float>(i % 7 - 3);
+        w[i] = static_cast<float>(i % 11 - 5);
+      }
+    };
+    state::for_blocks("mics::bench::fill", count, fill);
     // As a model has them: weights that decay and biases that do not.
     constexpr std::int64_t run = std::int64_t{1} << 20;
     for (std::int64_t begin = 0; begin < count; begin += run) {
@@ -68,11 +74,21 @@ struct State {
     }
   }
 
-  HostArray<float> gradient;
-  HostArray<float> master_weights;
-  HostArray<float> exp_avg;
-  HostArray<float> exp_avg_sq;
-  HostArray<bf16> compute;
+  template <class T>
+  T* take(std::string_view what, std::int64_t elements) {
+    return reinterpret_cast<T*>(arena.take(elements * static_cast<std::int64_t>(sizeof(T)), what));
+  }
+
+  std::int64_t count;
+  state::Arena arena;
+  float* gradient;
+  float* master_weights;
+  float* exp_avg;
+  float* exp_avg_sq;
+  bf16* compute;
+  std::int64_t copied_bytes;
+  std::byte* from;
+  std::byte* to;
   std::vector<double> partials;
   std::vector<state::HyperRun> runs;
 };
@@ -89,36 +105,30 @@ void race_size(const Session& session, const Options& options, std::int64_t byte
                            .weight_decay = 0.1,
                            .bias_correction1 = 0.1,
                            .bias_correction2 = 0.001};
-  optim::Slice slice{.gradient = state.gradient.data(),
-                     .master_weights = state.master_weights.data(),
-                     .exp_avg = state.exp_avg.data(),
-                     .exp_avg_sq = state.exp_avg_sq.data(),
+  optim::Slice slice{.gradient = state.gradient,
+                     .master_weights = state.master_weights,
+                     .exp_avg = state.exp_avg,
+                     .exp_avg_sq = state.exp_avg_sq,
                      .compute = nullptr,
                      .compute_dtype = DType::bf16,
                      .count = count,
                      .runs = state.runs};
   optim::Slice with_copy = slice;
-  with_copy.compute = state.compute.data();
-
-  // The same footprint as the state, half of it read and half written.
-  HostArray<std::byte> from("from", count * state_bytes / 2);
-  HostArray<std::byte> to("to", count * state_bytes / 2);
-  std::memset(from.data(), 1, from.size());
+  with_copy.compute = state.compute;
 
   double norm = 0;
   const std::vector<Runner> runners{
-      {.name = "memcpy", .run = [&] { copy(to, from); }},
+      {.name = "memcpy", .run = [&] { copy_shares(state.to, state.from, state.copied_bytes); }},
       {.name = "AdamW fp32 + bf16 copy", .run = [&] { optim::update(adamw, with_copy); }},
       {.name = "AdamW fp32", .run = [&] { optim::update(adamw, slice); }},
       {.name = "norm fp32", .run = [&] {
-         norm = optim::sum_of_squares(state.gradient.data(), DType::fp32, count, state.partials);
+         norm = optim::sum_of_squares(state.gradient, DType::fp32, count, state.partials);
        }}};
   const Times times = race(session.world(), runners, options.pairs);
 
   // Bytes read and written: memcpy both of its arrays; AdamW reads gradient, weights and moments
   // and writes all but the gradient, and the copy.
-  const std::vector<std::int64_t> moved{2 * static_cast<std::int64_t>(to.size()), 30 * count,
-                                        28 * count, 4 * count};
+  const std::vector<std::int64_t> moved{2 * state.copied_bytes, 30 * count, 28 * count, 4 * count};
   for (std::size_t i = 0; i < runners.size(); ++i) {
     // Speed over memcpy's speed, round by round.
     Ratio speed = ratio(times[0], times[i]);

@@ -6,7 +6,26 @@
 #include <bit>
 #include <string>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace mics::state {
+namespace {
+
+// Asks for pages of 2 MiB before the first touch: copies between processes and passes over memory
+// then spend less time in page tables. A wish: any answer is fine.
+void prefer_large_pages([[maybe_unused]] std::byte* data, [[maybe_unused]] std::int64_t bytes) {
+#ifdef __linux__
+  constexpr std::int64_t large_page = std::int64_t{2} << 20;
+  const auto address = static_cast<std::int64_t>(std::bit_cast<std::uintptr_t>(data));
+  const std::int64_t begin = (address + large_page - 1) / large_page * large_page - address;
+  const std::int64_t length = (bytes - begin) / large_page * large_page;
+  if (length > 0) madvise(data + begin, static_cast<std::size_t>(length), MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
 
 Arena::Arena(std::int64_t bytes)
     : storage_(Kokkos::view_alloc(Kokkos::WithoutInitializing, "mics::state::Arena"),
@@ -15,6 +34,7 @@ Arena::Arena(std::int64_t bytes)
   const auto address = std::bit_cast<std::uintptr_t>(storage_.data());
   const auto misaligned = static_cast<std::int64_t>(address % arena_alignment);
   base_ = storage_.data() + (misaligned == 0 ? 0 : arena_alignment - misaligned);
+  prefer_large_pages(base_, bytes);
   clear("mics::state::Arena::clear", base_, bytes);
 }
 

@@ -4,6 +4,9 @@
 #include <mics/state/model.hpp>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
 #include <limits>
 #include <utility>
 
@@ -16,6 +19,13 @@ std::string show(const std::vector<std::int64_t>& shape) {
     text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
   }
   return text + "]";
+}
+
+// Hexadecimal: values that differ in the last bit differ here.
+std::string exact(double value) {
+  std::array<char, 40> text{};
+  std::snprintf(text.data(), text.size(), "%a", value);
+  return text.data();
 }
 
 std::int64_t product(const std::vector<std::int64_t>& shape, const std::string& object) {
@@ -85,11 +95,11 @@ double Init::operator()(std::uint64_t seed, ParameterId parameter, std::int64_t 
 std::string Init::describe() const {
   switch (kind_) {
     case Kind::constant:
-      return "constant " + std::to_string(a_);
+      return "constant " + exact(a_);
     case Kind::normal:
-      return "normal " + std::to_string(a_);
+      return "normal " + exact(a_);
     case Kind::uniform:
-      return "uniform " + std::to_string(a_) + " " + std::to_string(b_);
+      return "uniform " + exact(a_) + " " + exact(b_);
     case Kind::function:
       break;
   }
@@ -139,6 +149,12 @@ ParameterId Model::parameter(UnitId unit, std::string_view name, std::vector<std
                           .expected = "a name that is new in its unit",
                           .found = in_quotes(name) + (taken ? ", declared before" : "")});
   }
+  for (const double factor : {options.weight_decay_factor, options.learning_rate_factor}) {
+    if (std::isfinite(factor) && factor >= 0) continue;
+    raise<ArgumentError>({.object = object,
+                          .expected = "finite factors of at least 0",
+                          .found = std::to_string(factor)});
+  }
   const std::int64_t count = product(shape, object);
   const ParameterId id{parameters()};
   parameters_.push_back({full, unit, std::move(shape), count, std::move(options)});
@@ -154,12 +170,13 @@ std::int64_t Model::count() const {
 
 std::string Model::describe() const {
   std::string text;
+  for (const Unit& unit : units_) text += "unit " + unit.name + '\n';
   for (const ParameterSpec& spec : parameters_) {
     const ParameterOptions& o = spec.options;
     text += spec.name + ' ' + show(spec.shape) + ' ' +
             std::string(o.dtype ? mics::name(*o.dtype) : "default") +
-            (o.trainable ? " trainable " : " frozen ") + std::to_string(o.weight_decay_factor) +
-            ' ' + std::to_string(o.learning_rate_factor) +
+            (o.trainable ? " trainable " : " frozen ") + exact(o.weight_decay_factor) + ' ' +
+            exact(o.learning_rate_factor) +
             (o.layout == MemoryLayout::right ? " right " : " left ") + o.init.describe() + '\n';
   }
   return text;

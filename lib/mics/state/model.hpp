@@ -101,7 +101,7 @@ class Model {
   }
   /// Elements of all parameters.
   [[nodiscard]] std::int64_t count() const;
-  /// One line a parameter: what all ranks must agree on.
+  /// One line a unit and a parameter: what all ranks must agree on, to the last bit.
   [[nodiscard]] std::string describe() const;
 
  private:
