@@ -192,7 +192,10 @@ TEST(SizeMismatch, IsAnErrorOnEveryRank) {
         // After an error messages may still be under way: their memory stays.
         static std::list<std::vector<std::byte>> kept;
         auto& send = kept.emplace_back(static_cast<std::size_t>(bytes));
-        auto& receive = kept.emplace_back(static_cast<std::size_t>(bytes * job_size()));
+        // FIXME_OPENMPI(5.0.7): over shared memory a message of more than 4 KiB is written whole,
+        // past the end of a shorter receive that then fails; room for it everywhere, remove when
+        // the end of the receive is respected.
+        auto& receive = kept.emplace_back(static_cast<std::size_t>(70'000 * (job_size() + 1)));
 
         // As the engine does: a rank that finds an error tells the others.
         EXPECT_THROW(
