@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <mics/base/version.hpp>
+#include <mics/mics.hpp>
 
 #include <CLI/CLI.hpp>
 #include <bench/bench.hpp>
@@ -8,31 +8,57 @@
 
 #include <exception>
 #include <iostream>
+#include <string>
 
-int main(int argc, char** argv) {
-  const mics::apps::Session session(argc, argv);
-  int status = 0;
-  CLI::App app("mics: sharded training state for C++ codes");
+namespace {
+
+using mics::apps::Action;
+using mics::apps::Session;
+
+// Reads the command line; help and version are actions too. Throws what is wrong with it.
+Action read_command_line(const Session& session, int argc, char** argv) {
+  CLI::App app("mics: sharded training state for C++ codes", "mics");
   app.set_version_flag("--version", MICS_VERSION_STRING);
   app.require_subcommand(1);
-  mics::apps::add_train(app, session, status);
-  mics::apps::add_bench(app, session, status);
+  Action action = [] { return 0; };
+  mics::apps::add_train(app, session, action);
+  mics::apps::add_bench(app, session, action);
   try {
     app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& help) {
-    if (session.is_root()) app.exit(help);
-  } catch (const CLI::CallForAllHelp& help) {
-    if (session.is_root()) app.exit(help);
-  } catch (const CLI::CallForVersion& version) {
-    if (session.is_root()) app.exit(version);
+  } catch (const CLI::RequiredError& error) {
+    // CLI11 asks for a command before it says that a word is none.
+    const std::string word = argc > 1 ? argv[1] : "";
+    if (word.empty() || word.starts_with('-') || app.got_subcommand("train") ||
+        app.got_subcommand("bench")) {
+      throw;
+    }
+    mics::raise<mics::ArgumentError>({.object = "command",
+                                      .expected = "train or bench",
+                                      .found = mics::in_quotes(word)});
   } catch (const CLI::ParseError& error) {
-    // Every rank has the same command line; one of them says what is wrong with it.
-    if (session.is_root())
-      std::cerr << "mics: " << error.what() << "; try mics --help" << std::endl;
+    if (error.get_exit_code() != 0) throw;
+    if (session.is_root()) app.exit(error);  // help or version
+  }
+  return action;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Session session(argc, argv);
+  Action action;
+  try {
+    // Ranks may be given different words; then none of them starts.
+    const auto world = mics::comm::Communicator::duplicate(session.world());
+    mics::comm::agree(world, [&] { action = read_command_line(session, argc, argv); });
+  } catch (const std::exception& error) {
+    if (session.is_root()) std::cerr << "mics: " << error.what() << "; try mics --help" << std::endl;
     return 2;
+  }
+  try {
+    return action();
   } catch (const std::exception& error) {
     std::cerr << "mics: rank " << session.rank() << ": " << error.what() << std::endl;
     session.leave(1);
   }
-  return status;
 }

@@ -28,7 +28,7 @@ struct Command {
   std::shared_ptr<Options> options;
 };
 
-Command add_command(CLI::App& parent, const Session& session, int& status, const Texts& texts,
+Command add_command(CLI::App& parent, const Session& session, Action& action, const Texts& texts,
                     Run run, std::vector<std::uint64_t> sizes) {
   auto options = std::make_shared<Options>();
   options->sizes = std::move(sizes);
@@ -40,7 +40,9 @@ Command add_command(CLI::App& parent, const Session& session, int& status, const
       ->capture_default_str();
   app->add_option("--json", options->json, "File for the results, one JSON object a line");
   app->add_flag("--check", options->check, "Exit with status 1 if a bar is missed");
-  app->callback([options, run, &session, &status] { status = run(session, *options); });
+  app->callback([options, run, &session, &action] {
+    action = [options, run, &session] { return run(session, *options); };
+  });
   return {app, options};
 }
 
@@ -80,14 +82,14 @@ Config bench::engine_config(const Options& options) {
   return config;
 }
 
-void add_bench(CLI::App& app, const Session& session, int& status) {
+void add_bench(CLI::App& app, const Session& session, Action& action) {
   constexpr std::uint64_t kib = 1024;
   constexpr std::uint64_t mib = 1024 * kib;
   CLI::App* bench = app.add_subcommand("bench", "Measure mics beside the machine's own speed");
   bench->require_subcommand(1);
 
   const Command collectives =
-      add_command(*bench, session, status,
+      add_command(*bench, session, action,
                   {"collectives", "Gathers and reductions of a unit beside the bare MPI calls",
                    "Bytes of the gathered buffers, such as 64KiB,1MiB"},
                   bench::run_collectives, {64 * kib, mib, 16 * mib, 128 * mib});
@@ -95,14 +97,14 @@ void add_bench(CLI::App& app, const Session& session, int& status) {
   add_engine_options(collectives);
 
   const Command optimizer =
-      add_command(*bench, session, status,
+      add_command(*bench, session, action,
                   {"optimizer", "AdamW and the gradient's norm beside memcpy by the same ranks",
                    "Bytes of gradients and optimizer state a rank; well beyond the caches"},
                   bench::run_optimizer, {512 * mib});
   add_pairs(optimizer);
 
   const Command memory =
-      add_command(*bench, session, status,
+      add_command(*bench, session, action,
                   {"memory", "Peak resident memory of a training run beside its plan",
                    "Bytes of training state a rank, slots apart"},
                   bench::run_memory, {384 * mib});

@@ -6,7 +6,7 @@
 
 namespace mics::apps {
 
-/// Adds `bench collectives|optimizer|memory`. The command's exit status is written to `status`.
-void add_bench(CLI::App& app, const Session& session, int& status);
+/// Adds `bench collectives|optimizer|memory`, which sets `action` when one is chosen.
+void add_bench(CLI::App& app, const Session& session, Action& action);
 
 }  // namespace mics::apps

@@ -286,7 +286,7 @@ void race_reduce(const Session& session, const Options& options, std::int64_t by
 int run_collectives(const Session& session, const Options& options) {
   Results results(session, "collectives", options.json);
   results.line("mics beside MPI_Allgather and MPI_Reduce_scatter_block, " +
-               std::to_string(session.size()) + " ranks, median of " +
+               std::to_string(session.size()) + " rank(s), median of " +
                std::to_string(options.pairs) + " pairs in turn, each the slowest rank's time.");
   results.line(
       "ratio: bare / mics with quartiles, above 1 mics is faster; GB/s: bytes that a rank "

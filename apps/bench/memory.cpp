@@ -119,7 +119,7 @@ int run_memory(const Session& session, const Options& options) {
   Results results(session, "memory", options.json);
   results.line(
       "Peak resident memory a rank above that before the engine, beside the plan's total, " +
-      std::to_string(session.size()) + " ranks; the largest of all ranks.");
+      std::to_string(session.size()) + " rank(s); the largest of all.");
   results.line("preset    p       state        plan        peak   ratio");
   for (const std::uint64_t size : options.sizes) {
     measure(session, options, static_cast<std::int64_t>(size), results);

@@ -163,7 +163,7 @@ void race_size(const Session& session, const Options& options, std::int64_t byte
 int run_optimizer(const Session& session, const Options& options) {
   Results results(session, "optimizer", options.json);
   results.line("Kernels of a step beside memcpy by the same ranks at once, " +
-               std::to_string(session.size()) + " ranks of " +
+               std::to_string(session.size()) + " rank(s) of " +
                std::to_string(Host().concurrency()) + " thread(s), median of " +
                std::to_string(options.pairs) + " rounds in turn.");
   results.line("GB/s: bytes read and written a rank; ratio: over memcpy's, with quartiles.");

@@ -87,6 +87,10 @@ ByteCorpus::ByteCorpus(const std::vector<fs::path>& inputs, const CorpusOptions&
       fail(input.string(), "a file or folder", "nothing there", "check the path");
     }
     const bool is_folder = fs::is_directory(status);
+    if (!is_folder && !fs::is_regular_file(status)) {
+      fail(input.string(), "a regular file or a folder", "something that may never end",
+           "name other files");
+    }
     const std::size_t before = text_.size();
     for (const fs::path& path : is_folder ? files_below(input) : std::vector{input}) {
       const Bytes content = read_file(path);

@@ -44,6 +44,8 @@ GptIds declare(mics::Model& model, const GptShape& shape);
 /// embedding. At most two leases, and two scopes, are open at a time.
 class Gpt {
  public:
+  /// Leases, and scopes, that are open at a time.
+  static constexpr int slots_needed = 2;
   using Window = std::span<const std::uint8_t>;  // positions + 1 bytes
 
   /// Allocates activations and scratch for up to `batch` samples a pass. Local.

@@ -3,7 +3,12 @@
 
 #include <mpi.h>
 
+#include <functional>
+
 namespace mics::apps {
+
+/// What the command line asked for; returns the program's exit status.
+using Action = std::function<int()>;
 
 /// Starts MPI and Kokkos for the program and ends them. Where the environment
 /// says nothing, a rank computes with its share of the node's cores.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
+#include <gpt/model.hpp>
 #include <mics/base/json_reader.hpp>
 
 #include <train/deck.hpp>
@@ -31,6 +32,11 @@ void read_model(JsonReader json, gpt::GptShape& shape) {
 
 void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck) {
   for (const std::string& file : json.texts("files")) {
+    if (file.empty()) {
+      raise<ConfigError>({.object = json.where("files"),
+                          .expected = "names of files or folders",
+                          .found = "an empty name"});
+    }
     const std::filesystem::path path(file);
     deck.files.push_back(path.is_absolute() ? path : (folder / path).lexically_normal());
   }
@@ -40,9 +46,9 @@ void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck)
                         .found = "none"});
   }
   deck.validation_fraction = json.number("validation_fraction", deck.validation_fraction);
-  if (!(deck.validation_fraction > 0 && deck.validation_fraction <= 0.5)) {
+  if (!(deck.validation_fraction >= 1e-4 && deck.validation_fraction <= 0.5)) {
     raise<ConfigError>({.object = json.where("validation_fraction"),
-                        .expected = "more than 0 and at most 0.5",
+                        .expected = "more than 0 (0.0001 or more) and at most 0.5",
                         .found = std::to_string(deck.validation_fraction)});
   }
   deck.validation_windows = json.integer("validation_windows", 0, 0);
@@ -51,7 +57,7 @@ void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck)
 }
 
 void read_training(JsonReader json, Deck& deck) {
-  deck.steps = json.integer("steps", {}, 1);
+  deck.steps = json.integer("steps", {}, 1, 100'000'000);
   deck.warmup_steps = json.integer("warmup_steps", 0, 0);
   deck.final_learning_rate_ratio = json.number("final_learning_rate_ratio", 0.1);
   deck.validate_every = json.integer("validate_every", 0, 0);
@@ -78,11 +84,22 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides) 
   static_cast<void>(json.text("purpose", ""));
   static_cast<void>(json.text("expected", ""));
   static_cast<void>(json.integer("ranks", 1, 1));
+  // A misspelt section is named before anything that it would have held.
+  for (const char* section : {"model", "data", "training", "engine"}) {
+    static_cast<void>(json.has(section));
+  }
+  json.finish();
   read_model(json.object("model"), deck.shape);
   read_data(json.object("data"), std::filesystem::path(path).parent_path(), deck);
   read_training(json.object("training"), deck);
   deck.engine = Config::read(json.object("engine"));
-  json.finish();
+  // The head reads the tied embedding and the final norm at once.
+  if (deck.engine.slots < gpt::Gpt::slots_needed) {
+    raise<ConfigError>({.object = path + ": engine.mics.slots",
+                        .expected = "at least " + std::to_string(gpt::Gpt::slots_needed) +
+                                    " for this model",
+                        .found = std::to_string(deck.engine.slots)});
+  }
   return deck;
 }
 
@@ -123,6 +140,14 @@ Batch solve_batch(const Config& config, int ranks) {
                                     " ranks = " + std::to_string(*micro * *steps * ranks),
                         .found = std::to_string(*global),
                         .remedy = "leave one of the three out"});
+  }
+  constexpr std::int64_t most = 1 << 20;
+  if (batch.largest(ranks) > most) {
+    raise<ConfigError>({.object = "engine.train_batch_size",
+                        .expected = "at most " + std::to_string(most) +
+                                    " samples a rank at once",
+                        .found = std::to_string(batch.largest(ranks)),
+                        .remedy = "raise gradient_accumulation_steps"});
   }
   if (batch.micro_steps > batch.global) {
     raise<ConfigError>({.object = "engine.gradient_accumulation_steps",

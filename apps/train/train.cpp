@@ -74,8 +74,11 @@ Inputs read_inputs(const Session& session, const std::string& path,
                             .seed = inputs.deck.data_seed});
   });
   std::uint64_t hash = 0;
-  for (const data::ByteSpan run : inputs.corpus->training_runs()) {
-    for (const std::uint8_t byte : run) hash = hash_combine(hash, byte);
+  for (const auto* parts :
+       {&inputs.corpus->training_runs(), &inputs.corpus->validation_windows()}) {
+    for (const data::ByteSpan part : *parts) {
+      for (const std::uint8_t byte : part) hash = hash_combine(hash, byte);
+    }
   }
   comm::require_same(
       world, std::to_string(inputs.corpus->bytes()) + " bytes, hash " + std::to_string(hash),
@@ -96,17 +99,21 @@ class Trainer {
                 [this](LogLevel, std::string_view line) {
                   if (session_.is_root()) say("note: " + std::string(line));
                 }),
-        gpt_(deck_.shape, ids_, deck_.engine.compute,
-             static_cast<int>(std::max<std::int64_t>(1, batch_.largest(session.size())))),
         metrics_(session.is_root() ? deck_.metrics : std::string(), report::MetricsMode::replace,
                  [this](const std::string& line) { say("note: " + line); }) {
+    // One rank may be short of memory; then all of them end here.
+    comm::agree(comm::Communicator::duplicate(session.world()), [&] {
+      gpt_.emplace(deck_.shape, ids_, deck_.engine.compute,
+                   static_cast<int>(std::max<std::int64_t>(1, batch_.largest(session.size()))));
+    });
     engine_.set_learning_rates(learning_rates(deck_));
     engine_.declare_order(gpt::training_order(ids_));
   }
 
   [[nodiscard]] Engine& engine() { return engine_; }
 
-  void run() {
+  /// Returns false if the run ended with a loss that is no number; the same on every rank.
+  [[nodiscard]] bool run() {
     print_start();
     const auto start = Clock::now();
     if (session_.is_root()) {
@@ -128,6 +135,7 @@ class Trainer {
     report_validation(deck_.steps, bits);
     progress_.reset();
     finish(bits, training_seconds);
+    return std::isfinite(bits);
   }
 
  private:
@@ -153,7 +161,7 @@ class Trainer {
               << engine_.plan().text(order) << "batch\n  " << batch_.global << " samples a step in "
               << batch_.micro_steps << " micro-step" << (batch_.micro_steps == 1 ? "" : "s")
               << ", at most " << batch_.largest(session_.size()) << " a rank at once; activations "
-              << gpt_.bytes() / 1024 << " KiB a rank\n";
+              << gpt_->bytes() / 1024 << " KiB a rank\n";
     for (const std::string& key : deck_.engine.without_effect) {
       std::cout << "note: " << key << " has no effect here\n";
     }
@@ -169,7 +177,7 @@ class Trainer {
       for (std::int64_t i = range.begin; i < range.end; ++i) {
         windows.push_back(corpus_.sample(static_cast<std::uint64_t>(step * batch_.global + i)));
       }
-      gpt_.micro_step(engine_, windows, m + 1 == batch_.micro_steps);
+      gpt_->micro_step(engine_, windows, m + 1 == batch_.micro_steps);
     }
     const StepHandle handle = engine_.step();
     const StepResult& result = handle.get();
@@ -208,7 +216,7 @@ class Trainer {
         const std::size_t window = i * ranks + static_cast<std::size_t>(session_.rank());
         if (window < all.size()) windows.push_back(all[window]);
       }
-      nats += gpt_.evaluate(engine_, windows);
+      nats += gpt_->evaluate(engine_, windows);
     }
     engine_.sum({&nats, 1});
     return gpt::bits_of_nats(nats / static_cast<double>(all.size()));
@@ -229,7 +237,7 @@ class Trainer {
       const std::size_t begin = text.size() > context ? text.size() - context : 0;
       const std::vector<std::uint8_t> prefix(text.begin() + static_cast<std::ptrdiff_t>(begin),
                                              text.end());
-      const std::vector<double> logits = gpt_.next_logits(engine_, prefix);
+      const std::vector<double> logits = gpt_->next_logits(engine_, prefix);
       const double highest = *std::max_element(logits.begin(), logits.end());
       std::vector<double> cumulative;
       double total = 0;
@@ -276,14 +284,18 @@ class Trainer {
   gpt::GptIds ids_;
   std::optional<report::Progress> progress_;
   Engine engine_;
-  gpt::Gpt gpt_;
+  std::optional<gpt::Gpt> gpt_;
   report::MetricsWriter metrics_;
 };
 
 int train(const Session& session, const std::string& path,
           const std::vector<std::string>& overrides) {
   const auto tell = [](const std::exception& error) {
-    std::cerr << "mics train: " << error.what() << std::endl;
+    // One line, whatever a name in it holds.
+    std::string line = error.what();
+    std::replace_if(line.begin(), line.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; },
+                    ' ');
+    std::cerr << "mics train: " << line << std::endl;
   };
   // What fails up to here fails on all ranks alike, so one of them says so.
   std::optional<Inputs> inputs;
@@ -296,7 +308,12 @@ int train(const Session& session, const std::string& path,
     return 1;
   }
   try {
-    trainer->run();
+    if (trainer->run()) return 0;
+    if (session.is_root()) {
+      std::cerr << "mics train: validation: expected a finite loss, found another; lower the "
+                   "learning rate\n";
+    }
+    return 1;
   } catch (const std::exception& error) {
     // The rank where it happened speaks, then tells the others, who end in silence.
     const int failed = trainer->engine().failed_rank();
@@ -304,12 +321,11 @@ int train(const Session& session, const std::string& path,
     trainer->engine().fail(error.what());
     session.leave(1);
   }
-  return 0;
 }
 
 }  // namespace
 
-void add_train(CLI::App& app, const Session& session, int& status) {
+void add_train(CLI::App& app, const Session& session, Action& action) {
   struct Arguments {
     std::string deck;
     std::vector<std::string> overrides;
@@ -319,8 +335,10 @@ void add_train(CLI::App& app, const Session& session, int& status) {
   command->add_option("deck", arguments->deck, "JSON file with comments")->required();
   command->add_option("overrides", arguments->overrides,
                       "key.inner=value: replaces a value of the deck");
-  command->callback([&session, &status, arguments] {
-    status = train(session, arguments->deck, arguments->overrides);
+  command->callback([&session, &action, arguments] {
+    action = [&session, arguments] {
+      return train(session, arguments->deck, arguments->overrides);
+    };
   });
 }
 

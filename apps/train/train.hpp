@@ -6,7 +6,7 @@
 
 namespace mics::apps {
 
-/// Adds `train DECK [key=value ...]`. The command's exit status is written to `status`.
-void add_train(CLI::App& app, const Session& session, int& status);
+/// Adds `train DECK [key=value ...]`, which sets `action` when it is chosen.
+void add_train(CLI::App& app, const Session& session, Action& action);
 
 }  // namespace mics::apps

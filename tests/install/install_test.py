@@ -61,7 +61,8 @@ def main():
         if arguments.way == "package":
             prefix = folder / "prefix"
             step("install", ["cmake", "--install", arguments.build, "--prefix", prefix])
-            program = build(HERE / "as_package", folder / "build", [*options, f"-Dmics_ROOT={prefix}"])
+            options.append(f"-Dmics_ROOT={prefix}")
+            program = build(HERE / "as_package", folder / "build", options)
         else:
             options.append(f"-Dcheckout={arguments.source}")
             program = build(HERE / "as_subdirectory", folder / "build", options)

@@ -260,9 +260,9 @@ CASES = [
              "data.files=short.txt"),
     override("positions_beyond_the_text", r"text: expected at least 100010 bytes, found \d+; give more text, "
              r"fewer positions", "model.positions=10000"),
-    override("validation_zero", r"validation_fraction: expected more than 0 .*, found 0",
+    override("validation_zero", r"validation_fraction: expected .*0\.5, found 0",
              "data.validation_fraction=0", ranks=(1,)),
-    override("validation_most", r"validation_fraction: expected .*at most 0\.5, found 0\.6",
+    override("validation_most", r"validation_fraction: expected .*0\.5, found 0\.6",
              "data.validation_fraction=0.6", ranks=(1,)),
     override("validation_tiny", r"validation.fraction|text: expected at least", "data.validation_fraction=1e-300",
              ranks=(1,)),
@@ -345,6 +345,13 @@ class BadInput(unittest.TestCase):
         for name, (first, second, expects) in table.items():
             with self.subTest(name):
                 self.check(launch.run_on_two(first, second), expects)
+
+    @unittest.skipIf(launch.SANITIZED, "the shadow memory exceeds the limit")
+    def test_one_rank_is_short_of_memory(self):
+        """Where activations need 830 MiB a rank and rank 1 may have 781."""
+        DECK.write_text(edited({"engine.train_batch_size": 80000}, steps=1))
+        words = ("train", DECK)
+        self.check(launch.run_on_two(words, words, memory_of_second=800000), r"allocat|memory")
 
     def test_metrics_that_cannot_be_written_stop_nothing(self):
         DECK.write_text(edited())

@@ -32,10 +32,16 @@ std::string format_error(const ErrorText& text, std::source_location where) {
   line += bare_function(where.function_name());
   if (!text.object.empty()) line += ": " + text.object;
   if (!text.expected.empty()) line += ": expected " + text.expected;
-  if (!text.found.empty()) line += (text.expected.empty() ? ": found " : ", found ") + text.found;
+  if (!text.found.empty()) {
+    constexpr std::size_t longest = 240;
+    line += text.expected.empty() ? ": found " : ", found ";
+    line += text.found.substr(0, longest) + (text.found.size() > longest ? "..." : "");
+  }
   if (!text.remedy.empty()) line += "; " + text.remedy;
+  // One line that a terminal can show, whatever a file or a user put into it.
   for (char& c : line) {
-    if (c == '\n' || c == '\r') c = ' ';
+    const auto code = static_cast<unsigned char>(c);
+    if (code < ' ' || code == 0x7f) c = ' ';
   }
   return line;
 }

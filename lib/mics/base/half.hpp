@@ -19,9 +19,8 @@ struct bf16 {
   KOKKOS_INLINE_FUNCTION explicit bf16(float value) {
     const auto u = std::bit_cast<std::uint32_t>(value);
     // A NaN keeps its sign and becomes quiet: rounding could otherwise carry it to infinity.
-    const bool is_nan = (u & 0x7fffffffU) > 0x7f800000U;
-    const std::uint32_t rounded = (u + 0x7fffU + ((u >> 16) & 1U)) >> 16;
-    bits = static_cast<std::uint16_t>(is_nan ? ((u >> 16) | 0x0040U) : rounded);
+    const std::uint32_t rounded = u + 0x7fffU + ((u >> 16) & 1U);
+    bits = static_cast<std::uint16_t>((value != value ? u | 0x00400000U : rounded) >> 16);
   }
   KOKKOS_INLINE_FUNCTION explicit bf16(double value);
   KOKKOS_INLINE_FUNCTION explicit operator float() const {

@@ -8,7 +8,9 @@
 #include <cmath>
 #include <fstream>
 #include <iterator>
+#include <filesystem>
 #include <set>
+#include <source_location>
 #include <utility>
 
 namespace mics {
@@ -17,8 +19,10 @@ namespace {
 using Json = nlohmann::json;
 
 [[noreturn]] void refuse(const std::string& object, const std::string& expected,
-                         const std::string& found, const std::string& remedy = {}) {
-  raise<ConfigError>({.object = object, .expected = expected, .found = found, .remedy = remedy});
+                         const std::string& found, const std::string& remedy = {},
+                         std::source_location where = std::source_location::current()) {
+  raise<ConfigError>({.object = object, .expected = expected, .found = found, .remedy = remedy},
+                     where);
 }
 
 // Number of insertions, deletions, substitutions and swaps of neighbours between two words.
@@ -47,11 +51,39 @@ std::string shown(const Json& value) {
   return text;
 }
 
+// Text from a command line may be anything; JSON text is UTF-8.
+void require_utf8(const Json& value, const std::string& where) {
+  if (shown(value).find("\xEF\xBF\xBD") != std::string::npos) {
+    refuse(where, "text in UTF-8", "other bytes");
+  }
+}
+
+// What the parser says, without its own prefix and without bytes that do not print.
+std::string reason_of(const Json::parse_error& error) {
+  std::string reason = error.what();
+  if (const auto prefix = reason.find("] "); prefix != std::string::npos) {
+    reason = reason.substr(prefix + 2);
+  }
+  if (const auto colon = reason.find(": "); colon != std::string::npos) {
+    reason = reason.substr(colon + 2);
+  }
+  for (char& c : reason) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  constexpr std::size_t longest = 160;
+  if (reason.size() > longest) reason = reason.substr(0, longest) + "...";
+  return reason;
+}
+
 // nlohmann keeps the last of duplicate keys; a deck with two values for one key is a mistake.
 Json parse_text(std::string_view text, const std::string& source) {
   std::vector<std::set<std::string>> keys;
   std::string duplicate;
-  const Json::parser_callback_t watch = [&](int, Json::parse_event_t event, Json& parsed) {
+  const Json::parser_callback_t watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    constexpr int deepest = 64;
+    if (depth > deepest) {
+      refuse(source, "at most " + std::to_string(deepest) + " levels of nesting", "more");
+    }
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key &&
@@ -64,13 +96,12 @@ Json parse_text(std::string_view text, const std::string& source) {
   try {
     json = Json::parse(text.begin(), text.end(), watch, true, true);
   } catch (const Json::parse_error& error) {
-    const auto end = text.begin() + static_cast<std::ptrdiff_t>(std::min(error.byte, text.size()));
-    const auto line = std::count(text.begin(), end, '\n') + 1;
-    std::string reason = error.what();
-    if (const auto colon = reason.rfind(": "); colon != std::string::npos) {
-      reason = reason.substr(colon + 2);
-    }
-    refuse(source + ':' + std::to_string(line), "valid JSON", reason);
+    // The parser stops behind what it could not read; a newline there belongs to the line before.
+    const std::size_t last = text.find_last_not_of(" \t\r\n") + 1;
+    const std::size_t read = std::min(error.byte == 0 ? 0 : error.byte - 1, last);
+    const auto line =
+        std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(read), '\n') + 1;
+    refuse(source + ':' + std::to_string(line), "valid JSON", reason_of(error));
   } catch (const Json::out_of_range& error) {
     refuse(source, "numbers in the range of fp64", in_quotes(error.what()));
   }
@@ -141,6 +172,11 @@ JsonReader JsonReader::parse(std::string_view text, std::string_view source,
 }
 
 JsonReader JsonReader::parse_file(const std::string& path, std::span<const std::string> overrides) {
+  std::error_code error;
+  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+    refuse(path, "a file that can be read",
+           std::filesystem::is_directory(path, error) ? "a folder" : "something else");
+  }
   std::ifstream file(path, std::ios::binary);
   std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   if (!file.is_open() || file.bad()) {
@@ -153,7 +189,9 @@ JsonReader JsonReader::parse_file(const std::string& path, std::span<const std::
 }
 
 std::string JsonReader::where(const std::string& key) const { return impl_->where(key); }
-std::string JsonReader::dump() const { return impl_->value.dump(); }
+std::string JsonReader::dump() const {
+  return impl_->value.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
 bool JsonReader::has(const std::string& key) { return impl_->find(key) != nullptr; }
 
 bool JsonReader::is_auto(const std::string& key) {
@@ -208,6 +246,7 @@ std::string JsonReader::text(const std::string& key, std::optional<std::string> 
   const Json* value = impl_->find_or_require(key, !fallback, "a string");
   if (value == nullptr) return *fallback;
   if (!value->is_string()) refuse(where(key), "a string", shown(*value));
+  require_utf8(*value, where(key));
   return value->get<std::string>();
 }
 
@@ -226,6 +265,7 @@ std::vector<double> JsonReader::numbers(const std::string& key) {
 std::vector<std::string> JsonReader::texts(const std::string& key) {
   const Json* value = impl_->find(key);
   if (value == nullptr) return {};
+  require_utf8(*value, where(key));
   if (value->is_string()) return {value->get<std::string>()};
   const auto is_string = [](const Json& entry) { return entry.is_string(); };
   if (!value->is_array() || !std::all_of(value->begin(), value->end(), is_string)) {

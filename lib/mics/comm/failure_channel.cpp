@@ -21,12 +21,14 @@ FailureChannel::FailureChannel(const Communicator& parent)
 FailureChannel::~FailureChannel() {
   if (!failed_) return;
   comm_.abandon();
-  for (Message& message : sent_) {
+  // A message that is still under way stays where it is for the rest of the process.
+  static auto* const kept = new std::list<Message>;
+  for (auto message = sent_.begin(); message != sent_.end();) {
+    const auto here = message++;
     int done = 0;
-    MPI_Testall(static_cast<int>(message.requests.size()), message.requests.data(), &done,
+    MPI_Testall(static_cast<int>(here->requests.size()), here->requests.data(), &done,
                 MPI_STATUSES_IGNORE);
-    // A message that is still under way keeps its bytes for the rest of the process.
-    if (done == 0) new std::string(std::move(message.bytes));
+    if (done == 0) kept->splice(kept->end(), sent_, here);
   }
 }
 

@@ -248,7 +248,6 @@ MpiTransport::MpiTransport(Communicator comm, std::vector<int> node_of_member,
              node_of_member[static_cast<std::size_t>(b)];
     });
   }
-  staging_.resize(static_cast<std::size_t>(staging_bytes(comm_.size())));
 }
 
 MpiTransport::~MpiTransport() {
@@ -263,7 +262,7 @@ std::int64_t MpiTransport::staging_bytes(int size) {
 }
 
 std::int64_t MpiTransport::chunk_bytes() const {
-  return static_cast<std::int64_t>(staging_.size()) / (2 * (comm_.size() - 1));
+  return staging_bytes(comm_.size()) / (2 * (comm_.size() - 1));
 }
 
 int MpiTransport::next_tag() {
@@ -275,8 +274,9 @@ std::unique_ptr<PendingCollective> MpiTransport::start_all_gather(const void* se
                                                                   std::int64_t bytes,
                                                                   const Operation& operation,
                                                                   const Execution& exec) {
+  // A failure of another rank shows in the wait: looking for one here would cost as much again as
+  // starting a small gather.
   exec.fence("mics::comm: the shard is ready before it is sent");
-  context_.failures->poll();
   if (ring_.empty()) {
     return std::make_unique<DirectGather>(*this, send, receive, bytes, operation);
   }
@@ -289,6 +289,8 @@ void MpiTransport::exchange_and_sum(const void* send, DType wire, void* result, 
   context_.failures->poll();
   const int size = comm_.size();
   const int rank = comm_.rank();
+  // With the first reduction: most groups only gather.
+  if (staging_.empty()) staging_.resize(static_cast<std::size_t>(staging_bytes(size)));
   const std::int64_t wire_bytes = bytes_of(wire);
   const Piece mine = pieces[static_cast<std::size_t>(rank)];
   const std::int64_t chunk =
@@ -383,6 +385,7 @@ void MpiTransport::all_reduce(void* data, DType dtype, std::int64_t count,
 void MpiTransport::all_gather_small(const void* send, void* receive, std::int64_t bytes,
                                     const Operation& operation) {
   context_.failures->poll();
+  if (bytes == 0) return;
   const int size = comm_.size();
   const int rank = comm_.rank();
   // Bruck: after each round a rank holds twice as many blocks, its own first.

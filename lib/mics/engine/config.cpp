@@ -2,24 +2,29 @@
 #include <mics/base/error.hpp>
 #include <mics/engine/config.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <source_location>
 #include <utility>
 
 namespace mics {
 namespace {
 
 [[noreturn]] void refuse(const std::string& object, const std::string& expected,
-                         const std::string& found, const std::string& remedy = {}) {
-  raise<ConfigError>({.object = object, .expected = expected, .found = found, .remedy = remedy});
+                         const std::string& found, const std::string& remedy = {},
+                         std::source_location where = std::source_location::current()) {
+  raise<ConfigError>({.object = object, .expected = expected, .found = found, .remedy = remedy},
+                     where);
 }
 
 // A key that asks for something that this version does not do.
 [[noreturn]] void unsupported(const std::string& object, const std::string& found,
-                              const std::string& supported) {
-  refuse(object, supported, found, "this version of mics does nothing else");
+                              const std::string& supported,
+                              std::source_location where = std::source_location::current()) {
+  refuse(object, supported, found, "this version of mics does nothing else", where);
 }
 
 Preset parse_preset(const std::string& word, const std::string& object) {
@@ -86,8 +91,9 @@ void read_optimizer(JsonReader json, OptimizerConfig& optimizer) {
 void read_zero(JsonReader json, Config& config) {
   const std::int64_t stage = json.integer("stage", 0, 0, 3);
   const std::int64_t shard_size = json.integer("mics_shard_size", -1);
-  if (shard_size == 0) {
-    refuse(json.where("mics_shard_size"), "1 or more ranks, or -1 for all", "0");
+  if (shard_size == 0 || shard_size < -1) {
+    refuse(json.where("mics_shard_size"), "1 or more ranks, or -1 for all",
+           std::to_string(shard_size));
   }
   if (stage == 0) config.preset = Preset::ddp;
   if (stage == 1) unsupported(json.where("stage"), "1", "0, 2 or 3");
@@ -137,7 +143,11 @@ void read_own(JsonReader json, Config& config) {
     config.preset = parse_preset(json.text("preset"), json.where("preset"));
   }
   if (json.has("shard_size")) {
-    config.shard_size = static_cast<int>(json.integer("shard_size", {}, INT32_MIN, INT32_MAX));
+    config.shard_size = static_cast<int>(json.integer("shard_size", {}, 1, INT32_MAX));
+    if (config.preset != Preset::mics) {
+      refuse(json.where("shard_size"), "preset mics beside it",
+             "preset " + std::string(name(config.preset)));
+    }
   }
   if (json.has("compute_dtype")) {
     config.compute = parse_dtype(json.text("compute_dtype"), json.where("compute_dtype"));
@@ -304,7 +314,7 @@ PlanRequest Config::plan_request() const {
   request.want_two_stage = two_stage != Switch::off;
   request.require_two_stage = two_stage == Switch::on;
   request.slots = slots;
-  request.prefetch = prefetch.value_or(slots - 1);
+  request.prefetch = std::min(prefetch.value_or(slots - 1), slots - 1);
   request.debug = debug;
   request.micro_steps = static_cast<int>(accumulation_steps.value_or(1));
   request.persistence = {persistence_threshold, persistence_model_threshold};

@@ -127,7 +127,7 @@ class Lease {
         raw(detail::view_request<DataType, Layout, Space>(parameter)));
   }
 
-  /// Says that kernels of another instance read the views too. Local.
+  /// Says that kernels of another instance read the views too, which they may from now on. Local.
   void also_on(const Execution& exec);
   /// Ends the lease now. Local.
   void end();
@@ -270,7 +270,8 @@ class Engine {
 
   /// Reduces over the replicas what is not reduced yet, clips, updates or skips, and writes the
   /// parameters. Collective over all ranks; blocks with the MPI transport.
-  /// \throws StateError if the last micro-step was not announced, or a scope is open or deferred
+  /// \throws StateError if the last micro-step was not announced, a lease or scope is open, or a
+  /// scope is deferred
   StepHandle step();
 
   /// Where the application adds the sum of its samples' losses in a micro-step; host memory.

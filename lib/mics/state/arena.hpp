@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 namespace mics::state {
 
@@ -31,7 +32,10 @@ class Arena {
   [[nodiscard]] std::int64_t bytes() const { return bytes_; }
   [[nodiscard]] std::int64_t used() const { return used_; }
   /// Keeps the memory for the rest of the process: after a failure other ranks may still read it.
-  void leak() { new Storage(storage_); }
+  void leak() {
+    static auto* const kept = new std::vector<Storage>;  // reachable: leak checkers see intent
+    kept->push_back(storage_);
+  }
 
  private:
   using Storage = Kokkos::View<std::byte*, Kokkos::HostSpace>;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transport_fixture.hpp"
-
 #include <mics/base/error.hpp>
 #include <mics/comm/agreement.hpp>
 
@@ -125,7 +124,8 @@ TEST(RequireSame, SeesADifferenceInLengthAndInRankZero) {
   if (job_size() == 1) return;  // nobody to differ from
   const auto comm = Communicator::duplicate(MPI_COMM_WORLD);
 
-  EXPECT_THROW(require_same(comm, job_rank() == job_size() - 1 ? "ab" : "a", "text"), ArgumentError);
+  EXPECT_THROW(require_same(comm, job_rank() == job_size() - 1 ? "ab" : "a", "text"),
+               ArgumentError);
   EXPECT_THROW(require_same(comm, job_rank() == 0 ? "" : "a", "text"), ArgumentError);
 }
 

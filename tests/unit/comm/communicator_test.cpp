@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transport_fixture.hpp"
-
 #include <mics/base/error.hpp>
 #include <mics/comm/communicator.hpp>
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transport_fixture.hpp"
-
 #include <mics/base/error.hpp>
 
 #include <gtest/gtest.h>
@@ -38,10 +37,11 @@ const std::vector<Wait>& waits() {
        [](Transport& t) { t.all_gather(a.data(), b.data(), 1 << 17, operation, {}); }},
       {"reduce_scatter",
        [](Transport& t) {
-         t.reduce_scatter(a.data(), DType::fp32, b.data(), DType::fp32, 100, SumMode::add, operation,
-                          {});
+         t.reduce_scatter(a.data(), DType::fp32, b.data(), DType::fp32, 100, SumMode::add,
+                          operation, {});
        }},
-      {"all_reduce", [](Transport& t) { t.all_reduce(a.data(), DType::fp64, 1000, operation, {}); }},
+      {"all_reduce",
+       [](Transport& t) { t.all_reduce(a.data(), DType::fp64, 1000, operation, {}); }},
       {"all_gather_small",
        [](Transport& t) { t.all_gather_small(a.data(), b.data(), 8, operation); }},
       {"barrier", [](Transport& t) { t.barrier(operation); }},

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Messages over 2^31 bytes: MPI counts are int.
 #include "transport_fixture.hpp"
-
 #include <mics/base/dtype.hpp>
 
 #include <Kokkos_Core.hpp>

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transport_fixture.hpp"
-
 #include <mics/base/dtype.hpp>
 
 #include <gtest/gtest.h>
@@ -26,8 +25,8 @@ std::uint64_t scramble(std::uint64_t x) {
 }
 
 std::byte byte_of(int rank, std::int64_t i) {
-  return static_cast<std::byte>(scramble(static_cast<std::uint64_t>(i) * 64 +
-                                         static_cast<std::uint64_t>(rank)));
+  return static_cast<std::byte>(
+      scramble(static_cast<std::uint64_t>(i) * 64 + static_cast<std::uint64_t>(rank)));
 }
 
 std::vector<std::byte> bytes_of_rank(int rank, std::int64_t count) {
@@ -114,17 +113,20 @@ TEST(AllGather, SeveralMayBeUnderWayAndBeWaitedForInAnyOrder) {
   }
 }
 
-// -- reductions ------------------------------------------------------------------------------------
+// -- reductions
+// ------------------------------------------------------------------------------------
 
 /// Element `i` of what `rank` sends: around 1, both signs, with digits in all places of the dtype.
 double value_of(int rank, std::int64_t i) {
-  const auto bits = scramble(static_cast<std::uint64_t>(i) * 131 + static_cast<std::uint64_t>(rank));
+  const auto bits =
+      scramble(static_cast<std::uint64_t>(i) * 131 + static_cast<std::uint64_t>(rank));
   return static_cast<double>(static_cast<std::int64_t>(bits >> 11)) * 0x1p-52 - 1.0;
 }
 /// A small integer, with sums that every dtype holds exactly.
 double integer_of(int rank, std::int64_t i) {
-  return static_cast<double>(scramble(static_cast<std::uint64_t>(i) * 17 +
-                                      static_cast<std::uint64_t>(rank)) % 15) - 7;
+  return static_cast<double>(
+             scramble(static_cast<std::uint64_t>(i) * 17 + static_cast<std::uint64_t>(rank)) % 15) -
+         7;
 }
 
 template <class T, class Value>
@@ -155,9 +157,8 @@ void for_each_pair_of_types(const F& f) {
       if (wire == DType::fp64 && sum == DType::fp32) continue;
       SCOPED_TRACE("wire " + std::string(name(wire)) + ", sum " + std::string(name(sum)));
       visit(wire, [&](auto w) {
-        visit_arithmetic(sum, [&](auto s) {
-          f(typename decltype(w)::type{}, typename decltype(s)::type{});
-        });
+        visit_arithmetic(
+            sum, [&](auto s) { f(typename decltype(w)::type{}, typename decltype(s)::type{}); });
       });
     }
   }
@@ -173,7 +174,8 @@ TEST(ReduceScatter, AssignsTheSumInRankOrderWithTheBitsOfAPlainLoop) {
       using Wire = decltype(wire);
       using Sum = decltype(sum);
       // Nodes matter to gathers only, and the type of sums not to how pieces are cut.
-      const bool large = &nodes == &patterns.front() && dtype_of<Sum> == default_sum(dtype_of<Wire>);
+      const bool large =
+          &nodes == &patterns.front() && dtype_of<Sum> == default_sum(dtype_of<Wire>);
       for (const std::int64_t count : element_counts(dtype_of<Wire>, large)) {
         SCOPED_TRACE(std::string(nodes.name) + ", " + std::to_string(count) + " elements");
         const auto send = elements_of<Wire>(job_rank(), count * job_size(), value_of);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "toy.hpp"
-
 #include <mics/engine/config.hpp>
 
 #include <gtest/gtest.h>
@@ -47,7 +46,8 @@ TEST(ConfigTest, ReadsTheKeysOfDeepSpeed) {
   EXPECT_EQ(config.shard_size, 4);
   EXPECT_EQ(config.two_stage, Switch::on);
   EXPECT_EQ(config.persistence_threshold, 10'000);
-  EXPECT_EQ(config.without_effect.size(), 3U) << "overlap_comm, reduce_bucket_size, steps_per_print";
+  EXPECT_EQ(config.without_effect.size(), 3U)
+      << "overlap_comm, reduce_bucket_size, steps_per_print";
 }
 
 TEST(ConfigTest, StagesAreThePresets) {
@@ -86,7 +86,8 @@ TEST(ConfigTest, ValuesThatCanNeverWorkAreRefusedWithTheirKey) {
   expect_error<ConfigError>([] { (void)parse(R"({"gradient_clipping": -1})"); },
                             {"gradient_clipping", "-1"});
   expect_error<ConfigError>(
-      [] { (void)parse(R"({"optimizer": {"type": "AdamW", "params": {"lr": -1}}})"); }, {"lr", "-1"});
+      [] { (void)parse(R"({"optimizer": {"type": "AdamW", "params": {"lr": -1}}})"); },
+      {"lr", "-1"});
   expect_error<ConfigError>(
       [] { (void)parse(R"({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 1.0]}}})"); },
       {"betas"});

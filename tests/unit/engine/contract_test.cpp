@@ -2,7 +2,6 @@
 // What the engine promises beside the right numbers.
 #include "elements.hpp"
 #include "toy.hpp"
-
 #include <mics/mics.hpp>
 
 #include <Kokkos_Core.hpp>
@@ -20,7 +19,8 @@
 namespace mics::test {
 namespace {
 
-// -- calls at the wrong time -----------------------------------------------------------------------
+// -- calls at the wrong time
+// -----------------------------------------------------------------------
 
 TEST(LeaseTest, WithoutAFreeSlotNamesTheOpenLeasesAndTheSlotsNeeded) {
   if (job_size() == 1) return;  // everything is resident on one rank
@@ -213,7 +213,8 @@ TEST(StepTest, RefusesNegativeSamplesAndAMicroStepAfterTheLast) {
   EXPECT_THROW(engine.begin_micro_step({.samples = 1, .last = true}), StateError);
 }
 
-// -- who contributes -------------------------------------------------------------------------------
+// -- who contributes
+// -------------------------------------------------------------------------------
 
 TEST(ContributionTest, UnitWithoutOneIsLeftUntouchedAndReported) {
   const Toy toy;
@@ -290,7 +291,8 @@ TEST(ContributionTest, InAnEarlierMicroStepIsNotLost) {
   }
 }
 
-// -- steps that do nothing -------------------------------------------------------------------------
+// -- steps that do nothing
+// -------------------------------------------------------------------------
 
 Config momentum_config() {
   Config config = toy_config();
@@ -304,9 +306,9 @@ TEST(SkipTest, NonFiniteGradientOnOneRankSkipsOnAllAndLeavesNoTrace) {
   (void)toy_step(undisturbed, toy, 0.5F);
   (void)toy_step(undisturbed, toy, 0.25F);
   const auto expected = all_values(undisturbed);
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
-                          std::numeric_limits<float>::infinity(),
-                          -std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity()}) {
     Engine engine(MPI_COMM_WORLD, toy.model, momentum_config());
     (void)toy_step(engine, toy, 0.5F);
     const auto before = all_values(engine);
@@ -391,7 +393,8 @@ TEST(LearningRateTest, FollowsItsTableAndKeepsTheLast) {
   EXPECT_THROW(engine.set_learning_rates(std::vector<double>{-0.1}), ConfigError);
 }
 
-// -- order, slots, evaluation ----------------------------------------------------------------------
+// -- order, slots, evaluation
+// ----------------------------------------------------------------------
 
 struct Log {
   std::vector<std::string> warnings;
@@ -414,10 +417,9 @@ void step_in_order(Engine& engine, const Toy& toy, const std::vector<std::size_t
   engine.begin_micro_step({.samples = 1, .last = true});
   for (const std::size_t u : order) {
     const Lease lease = engine.gather(toy.units[u]);
-    EXPECT_EQ(count_differences(toy.model, lease, toy.weight[u], DType::fp32,
-                                [&](std::int64_t i) {
-                                  return toy.initial(toy.weight[u], i) + expected_change;
-                                }),
+    EXPECT_EQ(count_differences(
+                  toy.model, lease, toy.weight[u], DType::fp32,
+                  [&](std::int64_t i) { return toy.initial(toy.weight[u], i) + expected_change; }),
               0)
         << "unit " << u;
   }
@@ -454,12 +456,31 @@ TEST(OrderTest, ChangedOneStaysCorrectIsReportedOnceAndFollowedAnew) {
       EXPECT_GE(warnings, 1);
       EXPECT_LE(log.warnings.size(), 1U) << log.warnings.back();
       std::vector<UnitId> order;
-      for (const int u : {2, 0, 3, 1, 3, 2, 1, 0}) order.push_back(toy.units[static_cast<std::size_t>(u)]);
+      for (const int u : {2, 0, 3, 1, 3, 2, 1, 0})
+        order.push_back(toy.units[static_cast<std::size_t>(u)]);
       EXPECT_EQ(made, engine.plan().count(order, 1).gather) << "the new order is not followed";
     } else {
       EXPECT_EQ(warnings, 0);
     }
   }
+}
+
+TEST(OrderTest, StepMayComeWhilePrefetchedUnitsAreUnderWay) {
+  const Toy toy;
+  Config config = toy_config();
+  config.slots = 3;
+  Engine engine(MPI_COMM_WORLD, toy.model, config);
+  for (int step = 0; step < 3; ++step) step_in_order(engine, toy, {0, 1, 2, 3}, -step);
+  for (int round = 0; round < 3; ++round) {
+    // The order begins with a, so that b and c are prefetched, but only a is used.
+    engine.begin_micro_step({.samples = 1, .last = true});
+    backward_unit(engine, toy, 0, 1);
+    EXPECT_EQ(engine.step().get().untouched.size(), 3U);
+
+    step_in_order(engine, toy, {1, 2, 3}, -3 - round);
+  }
+  EXPECT_EQ(values_of(engine, toy.bias[0])[0], toy.initial(toy.bias[0], 0) - 9);
+  EXPECT_EQ(values_of(engine, toy.bias[3])[0], toy.initial(toy.bias[3], 0) - 6);
 }
 
 TEST(OrderTest, DeclaredOneIsFollowedFromTheFirstStep) {
@@ -500,10 +521,9 @@ TEST(EvaluationTest, BetweenStepsReadsTheNewValuesAndLeavesTrainingAlone) {
       engine.begin_evaluation();
       for (const std::size_t u : {3U, 1U, 2U}) {
         const Lease lease = engine.gather(toy.units[u]);
-        EXPECT_EQ(count_differences(toy.model, lease, toy.bias[u], DType::fp32,
-                                    [&](std::int64_t i) {
-                                      return toy.initial(toy.bias[u], i) - (step + 1);
-                                    }),
+        EXPECT_EQ(count_differences(
+                      toy.model, lease, toy.bias[u], DType::fp32,
+                      [&](std::int64_t i) { return toy.initial(toy.bias[u], i) - (step + 1); }),
                   0);
       }
     }
@@ -530,7 +550,8 @@ TEST(KeepTest, UnitThatIsGatheredAgainAtOnceCostsNoGather) {
             static_cast<float>(toy.initial(toy.weight[0], 1)));
 }
 
-// -- where it runs ---------------------------------------------------------------------------------
+// -- where it runs
+// ---------------------------------------------------------------------------------
 
 TEST(ExecutionTest, KernelsOfTwoInstancesReadAndWriteTheSameUnit) {
   using Space = Kokkos::DefaultHostExecutionSpace;
@@ -627,7 +648,8 @@ TEST(CallersCommunicatorTest, KeepsItsErrorHandlerAndItsMessages) {
   MPI_Comm_free(&callers);
 }
 
-// -- what is refused at the start ------------------------------------------------------------------
+// -- what is refused at the start
+// ------------------------------------------------------------------
 
 TEST(ConstructionTest, ConfigurationsThatDifferAreRefusedOnEveryRank) {
   if (job_size() == 1) return;  // nobody to differ from
@@ -734,9 +756,9 @@ TEST(SizeTest, TenThousandTensorsOf1To1000ElementsTrain) {
       const std::int64_t count = 1 + (u * 100 + i) * 7919LL % 1000;
       (void)model.parameter(units.back(), "tensor" + std::to_string(i), {count},
                             {.init = Init::function([=](std::int64_t k) {
-                              return coarse(static_cast<std::uint64_t>(u * 100 + i),
-                                            static_cast<std::uint64_t>(k));
-                            })});
+                               return coarse(static_cast<std::uint64_t>(u * 100 + i),
+                                             static_cast<std::uint64_t>(k));
+                             })});
     }
   }
   Engine engine(MPI_COMM_WORLD, model, toy_config());

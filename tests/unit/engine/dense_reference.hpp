@@ -128,7 +128,9 @@ class DenseReference {
     }
   }
 
-  [[nodiscard]] DenseView w(ParameterId id) { return {&weight_[static_cast<std::size_t>(id.value)]}; }
+  [[nodiscard]] DenseView w(ParameterId id) {
+    return {&weight_[static_cast<std::size_t>(id.value)]};
+  }
   [[nodiscard]] DenseView g(ParameterId id) {
     return {&gradient_[static_cast<std::size_t>(id.value)]};
   }

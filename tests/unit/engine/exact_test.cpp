@@ -5,7 +5,6 @@
 #include "elements.hpp"
 #include "layouts.hpp"
 #include "small_net.hpp"
-
 #include <mics/mics.hpp>
 
 #include <gtest/gtest.h>
@@ -85,7 +84,8 @@ class ExactReference {
           for (const auto sample : batches.all(step)) {
             sum += exact_gradient(sample, i, static_cast<std::int64_t>(k));
           }
-          w[k] -= rate(step) * options.learning_rate_factor * sum / static_cast<double>(batches.batch);
+          w[k] -=
+              rate(step) * options.learning_rate_factor * sum / static_cast<double>(batches.batch);
         }
       }
       after_.push_back(weights_);
@@ -121,7 +121,9 @@ std::string text(const CollectiveCounts& c) {
 class ExactRun {
  public:
   ExactRun(const OddModel& odd, const ExactReference& reference, const Config& config)
-      : odd_(odd), reference_(reference), config_(config),
+      : odd_(odd),
+        reference_(reference),
+        config_(config),
         engine_(MPI_COMM_WORLD, odd.model, config) {
     std::vector<double> rates;
     for (int step = 0; step < steps; ++step) rates.push_back(rate(step));
@@ -185,10 +187,10 @@ class ExactRun {
     Lease lease = engine_.gather(unit);
     for (const ParameterId id : odd_.model.parameters(unit)) {
       const auto& expected = reference_.weights(step, id);
-      EXPECT_EQ(count_differences(
-                    odd_.model, lease, id, config_.compute,
-                    [&](std::int64_t i) { return expected[static_cast<std::size_t>(i)]; }),
-                0)
+      EXPECT_EQ(
+          count_differences(odd_.model, lease, id, config_.compute,
+                            [&](std::int64_t i) { return expected[static_cast<std::size_t>(i)]; }),
+          0)
           << odd_.model.spec(id).name << " before step " << step;
     }
     return lease;
@@ -215,12 +217,10 @@ constexpr std::array variants{Variant{2, {}, 0, false}, Variant{3, {}, 0, false}
 void expect_exact(DType compute, const Layout& layout, int micro_steps, const Variant& variant) {
   static const OddModel odd;
   static const ExactReference reference(odd.model);
-  SCOPED_TRACE(layout.text() + " " + std::string(name(compute)) +
-               " micro-steps=" + std::to_string(micro_steps) +
-               " slots=" + std::to_string(variant.slots) +
-               " prefetch=" + std::to_string(variant.prefetch.value_or(-1)) +
-               " persistence=" + std::to_string(variant.persistence) +
-               (variant.debug ? " debug" : ""));
+  SCOPED_TRACE(layout.text() + " " + std::string(name(compute)) + " micro-steps=" +
+               std::to_string(micro_steps) + " slots=" + std::to_string(variant.slots) +
+               " prefetch=" + std::to_string(variant.prefetch.value_or(-1)) + " persistence=" +
+               std::to_string(variant.persistence) + (variant.debug ? " debug" : ""));
   Config config;
   layout.apply(config);
   config.compute = compute;
@@ -293,8 +293,8 @@ TEST(Gather, GivesTheBitsOfInitOnEveryRankAndInEveryLayout) {
           const DType dtype = spec.options.dtype.value_or(compute);
 
           // Rounded to the master's dtype first, then to the parameter's.
-          const auto differences = count_differences(
-              model, lease, id, compute, [&](std::int64_t i) {
+          const auto differences =
+              count_differences(model, lease, id, compute, [&](std::int64_t i) {
                 const double value = spec.options.init(7, id, i);
                 return dtype == DType::fp64 ? value
                                             : static_cast<double>(static_cast<float>(value));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One rank cannot go on: all end with its message, soon, and the application lives.
 #include "toy.hpp"
-
 #include <mics/mics.hpp>
 
 #include <gtest/gtest.h>
@@ -90,9 +89,8 @@ TEST(FailureTest, ExceptionBetweenGatherAndReduceUnderGuardReachesAllWithItsText
     expect_failure(
         failing,
         [&](Engine& engine, const Toy& toy, int step) {
-          engine.guard([&] {
-            train_with_accident(engine, toy, step == 2 && job_rank() == failing);
-          });
+          engine.guard(
+              [&] { train_with_accident(engine, toy, step == 2 && job_rank() == failing); });
         },
         "negative density in cell 4711");
   }
@@ -115,9 +113,7 @@ TEST(FailureTest, ExceptionInTheFirstStepBeforeAnyOrderIsKnown) {
   expect_failure(
       failing,
       [&](Engine& engine, const Toy& toy, int step) {
-        engine.guard([&] {
-          train_with_accident(engine, toy, step == 0 && job_rank() == failing);
-        });
+        engine.guard([&] { train_with_accident(engine, toy, step == 0 && job_rank() == failing); });
       },
       "negative density in cell 4711");
 }
@@ -164,8 +160,11 @@ TEST(FailureTest, RankThatNeverComesIsNamedAfterTheTimeLimit) {
     Engine engine(MPI_COMM_WORLD, toy.model, config);
     (void)toy_step(engine, toy, 1);
     if (job_rank() != job_size() - 1) {
-      expect_error<CommError>([&] { for (int i = 0; i < 5; ++i) (void)toy_step(engine, toy, 1); },
-                              {std::to_string(job_size() - 1)});
+      expect_error<CommError>(
+          [&] {
+            for (int i = 0; i < 5; ++i) (void)toy_step(engine, toy, 1);
+          },
+          {std::to_string(job_size() - 1)});
     } else {
       // Learns of it when it comes back.
       while (std::chrono::duration<double>(Clock::now() - start).count() < 3) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "small_net.hpp"
-
 #include <mics/mics.hpp>
 
 #include <mpi.h>
@@ -32,10 +31,10 @@ struct Shape {
   int node_size = 1;
 };
 
-inline constexpr std::array shapes{
-    Shape{1, 1, 1}, Shape{2, 1, 2}, Shape{2, 2, 2}, Shape{4, 1, 2}, Shape{4, 2, 2},
-    Shape{4, 4, 2}, Shape{5, 1, 5}, Shape{5, 5, 5}, Shape{6, 2, 3}, Shape{6, 3, 3},
-    Shape{6, 6, 3}, Shape{8, 4, 2}, Shape{8, 8, 4}};
+inline constexpr std::array shapes{Shape{1, 1, 1}, Shape{2, 1, 2}, Shape{2, 2, 2}, Shape{4, 1, 2},
+                                   Shape{4, 2, 2}, Shape{4, 4, 2}, Shape{5, 1, 5}, Shape{5, 5, 5},
+                                   Shape{6, 2, 3}, Shape{6, 3, 3}, Shape{6, 6, 3}, Shape{8, 4, 2},
+                                   Shape{8, 8, 4}};
 
 /// A shape with a preset that gives it, and one or two stages.
 struct Layout {
@@ -45,8 +44,9 @@ struct Layout {
 
   [[nodiscard]] std::string text() const {
     return "W=" + std::to_string(shape.world) + " p=" + std::to_string(shape.p) +
-           " ranks a node=" + std::to_string(shape.node_size) + " preset=" +
-           std::string(name(preset)) + (two_stage == Switch::off ? " one stage" : " two stages");
+           " ranks a node=" + std::to_string(shape.node_size) +
+           " preset=" + std::string(name(preset)) +
+           (two_stage == Switch::off ? " one stage" : " two stages");
   }
   void apply(Config& config) const {
     config.preset = preset;
@@ -65,13 +65,14 @@ struct Layout {
     std::vector<Preset> presets{Preset::mics};
     if (shape.p == 1) presets.push_back(Preset::ddp);
     if (shape.p == shape.world) presets.insert(presets.end(), {Preset::zero2, Preset::zero3});
-    const bool spans_nodes = shape.p > shape.node_size && shape.p % shape.node_size == 0 &&
-                             shape.node_size > 1;
+    const bool spans_nodes =
+        shape.p > shape.node_size && shape.p % shape.node_size == 0 && shape.node_size > 1;
     for (const Preset preset : presets) {
       layouts.push_back({shape, preset, Switch::off});
       // `automatic` takes two stages where they are possible: zero3 stands for that.
       if (spans_nodes) {
-        layouts.push_back({shape, preset, preset == Preset::zero3 ? Switch::automatic : Switch::on});
+        layouts.push_back(
+            {shape, preset, preset == Preset::zero3 ? Switch::automatic : Switch::on});
       }
     }
   }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Engines come and go without leaving communicators behind.
 #include "toy.hpp"
-
 #include <mics/mics.hpp>
 
 #include <gtest/gtest.h>

@@ -2,7 +2,6 @@
 // A model whose training state is 4 times what one process may allocate.
 #include "elements.hpp"
 #include "layouts.hpp"
-
 #include <mics/mics.hpp>
 
 #include <gtest/gtest.h>
@@ -68,9 +67,10 @@ TEST(MemoryLimitTest, ModelOfFourTimesTheLimitIsBuiltAndTrainedOverEightRanks) {
   for (const int u : {0, 77, 127}) {
     const Lease lease = engine.gather({u});
     const ParameterId id = model.parameters({u}).front();
-    EXPECT_EQ(count_differences(model, lease, id, DType::fp32,
-                                [&](std::int64_t i) { return model.spec(id).options.init(5, id, i); }),
-              0);
+    EXPECT_EQ(
+        count_differences(model, lease, id, DType::fp32,
+                          [&](std::int64_t i) { return model.spec(id).options.init(5, id, i); }),
+        0);
   }
   for (int u = units; u-- > 0;) {
     auto scope = engine.gradient({u});

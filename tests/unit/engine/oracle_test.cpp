@@ -3,7 +3,6 @@
 #include "dense_reference.hpp"
 #include "layouts.hpp"
 #include "small_net.hpp"
-
 #include <mics/mics.hpp>
 
 #include <gtest/gtest.h>
@@ -37,7 +36,8 @@ Config sgd_config() {
 
 /// The reference's run, made once for all layouts.
 struct Expected {
-  Expected(const SmallNet& net, const Config& config, const Batches& batches) : reference(net, config) {
+  Expected(const SmallNet& net, const Config& config, const Batches& batches)
+      : reference(net, config) {
     for (int step = 0; step < steps; ++step) outcomes.push_back(reference.step(batches.all(step)));
   }
   DenseReference reference;
@@ -123,9 +123,8 @@ TEST(Reference, GradientIsTheDerivativeOfTheLoss) {
         ParameterSpec spec = net.model.spec(id);
         if (id == parameter) {
           const Init before = spec.options.init;
-          spec.options.init = Init::function([=](std::int64_t i) {
-            return before(0, parameter, i) + (i == k ? change : 0.0);
-          });
+          spec.options.init = Init::function(
+              [=](std::int64_t i) { return before(0, parameter, i) + (i == k ? change : 0.0); });
         }
         const auto slash = spec.name.rfind('/');
         (void)model.parameter(unit, spec.name.substr(slash + 1), spec.shape, spec.options);

@@ -43,16 +43,15 @@ struct SmallNet {
 
   SmallNet() {
     const auto init = [](std::uint64_t stream, double scale) {
-      return Init::function([=](std::int64_t i) {
-        return scale * coarse(stream, static_cast<std::uint64_t>(i));
-      });
+      return Init::function(
+          [=](std::int64_t i) { return scale * coarse(stream, static_cast<std::uint64_t>(i)); });
     };
     embed = model.unit("embed");
     e = model.parameter(embed, "table", {tokens, width}, {.init = init(1, 0.25)});
     layer0 = model.unit("layer0");
     w0 = model.parameter(layer0, "weight", {hidden, width}, {.init = init(2, 0.25)});
-    b0 = model.parameter(layer0, "bias", {hidden},
-                         {.init = init(3, 0.5), .weight_decay_factor = 0});
+    b0 =
+        model.parameter(layer0, "bias", {hidden}, {.init = init(3, 0.5), .weight_decay_factor = 0});
     layer1 = model.unit("layer1");
     w1 = model.parameter(layer1, "weight", {width, hidden},
                          {.init = init(4, 0.25), .layout = MemoryLayout::left});
@@ -83,8 +82,8 @@ struct Activations {
   Vector x, h, z, y, o;
 };
 
-// The layers, for anything that is indexed with (i), (i, j) or (). Arithmetic in fp64; an element of
-// another type is rounded when it is stored.
+// The layers, for anything that is indexed with (i), (i, j) or (). Arithmetic in fp64; an element
+// of another type is rounded when it is stored.
 
 template <class View>
 [[nodiscard]] double at(const View& view, auto... index) {
@@ -99,7 +98,9 @@ void add_to(const View& view, double value, auto... index) {
 [[nodiscard]] inline Vector zeros(std::int64_t count) {
   return Vector(static_cast<std::size_t>(count), 0.0);
 }
-[[nodiscard]] inline double& at(Vector& v, std::int64_t i) { return v[static_cast<std::size_t>(i)]; }
+[[nodiscard]] inline double& at(Vector& v, std::int64_t i) {
+  return v[static_cast<std::size_t>(i)];
+}
 [[nodiscard]] inline double get(const Vector& v, std::int64_t i) {
   return v[static_cast<std::size_t>(i)];
 }
@@ -141,7 +142,8 @@ template <class W, class B>
 void forward_layer0(const W& w0, const B& b0, Activations& a) {
   a.h = zeros(SmallNet::hidden);
   multiply(w0, SmallNet::hidden, SmallNet::width, a.x, a.h);
-  for (std::int64_t i = 0; i < SmallNet::hidden; ++i) at(a.h, i) = std::tanh(get(a.h, i) + at(b0, i));
+  for (std::int64_t i = 0; i < SmallNet::hidden; ++i)
+    at(a.h, i) = std::tanh(get(a.h, i) + at(b0, i));
 }
 template <class W, class B, class P>
 void forward_layer1(const W& w1, const B& b1, const P& p, double gain, Activations& a) {

@@ -3,7 +3,6 @@
 
 #include "layouts.hpp"
 #include "small_net.hpp"
-
 #include <mics/mics.hpp>
 
 #include <gtest/gtest.h>
@@ -24,14 +23,15 @@ struct Toy {
     for (int u = 0; u < count; ++u) {
       const auto stream = static_cast<std::uint64_t>(u);
       units.push_back(model.unit(std::string(1, static_cast<char>('a' + u))));
-      weight.push_back(model.parameter(
-          units.back(), "weight", {32, 17}, {.init = Init::function([=](std::int64_t i) {
-            return coarse(2 * stream, static_cast<std::uint64_t>(i));
-          })}));
-      bias.push_back(model.parameter(
-          units.back(), "bias", {17}, {.init = Init::function([=](std::int64_t i) {
-            return coarse(2 * stream + 1, static_cast<std::uint64_t>(i));
-          })}));
+      weight.push_back(model.parameter(units.back(), "weight", {32, 17},
+                                       {.init = Init::function([=](std::int64_t i) {
+                                          return coarse(2 * stream, static_cast<std::uint64_t>(i));
+                                        })}));
+      bias.push_back(model.parameter(units.back(), "bias", {17},
+                                     {.init = Init::function([=](std::int64_t i) {
+                                        return coarse(2 * stream + 1,
+                                                      static_cast<std::uint64_t>(i));
+                                      })}));
     }
   }
   [[nodiscard]] double initial(ParameterId id, std::int64_t i) const {
@@ -49,7 +49,8 @@ struct Toy {
 }
 
 /// Adds `value` to every gradient of a unit.
-inline void add_constant(const Toy& toy, const GradientScope& scope, std::size_t unit, float value) {
+inline void add_constant(const Toy& toy, const GradientScope& scope, std::size_t unit,
+                         float value) {
   const auto dw = scope.view<float**>(toy.weight[unit]);
   const auto db = scope.view<float*>(toy.bias[unit]);
   for (std::size_t i = 0; i < dw.extent(0); ++i) {

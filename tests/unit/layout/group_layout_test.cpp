@@ -134,8 +134,8 @@ TEST(GroupLayoutTest, IsABijectionOfConsecutiveBlocksForEveryUniformJobUpTo64Ran
     for (int p = 1; p <= world; ++p) {
       if (world % p != 0) continue;
       for (int node_size = 1; node_size <= world; ++node_size) {
-        SCOPED_TRACE("W=" + std::to_string(world) + " p=" + std::to_string(p) + " ranks a node=" +
-                     std::to_string(node_size));
+        SCOPED_TRACE("W=" + std::to_string(world) + " p=" + std::to_string(p) +
+                     " ranks a node=" + std::to_string(node_size));
         const auto node_of_rank = blocks(world, node_size);  // the last node may be smaller
 
         const auto layout = GroupLayout::make(node_of_rank, p);
@@ -153,8 +153,8 @@ TEST(GroupLayoutTest, TwoStagesCompleteEveryBufferInPlaceWithoutReordering) {
     for (int p = 1; p <= world; ++p) {
       if (world % p != 0) continue;
       for (int node_size = 1; node_size <= world; ++node_size) {
-        SCOPED_TRACE("W=" + std::to_string(world) + " p=" + std::to_string(p) + " ranks a node=" +
-                     std::to_string(node_size));
+        SCOPED_TRACE("W=" + std::to_string(world) + " p=" + std::to_string(p) +
+                     " ranks a node=" + std::to_string(node_size));
         const auto layout = GroupLayout::make(blocks(world, node_size), p);
         // Groups of whole nodes, more than one of them, more than one rank on each.
         const bool whole_nodes =

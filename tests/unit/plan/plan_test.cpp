@@ -186,7 +186,8 @@ TEST(PlanTest, TextSaysTheGroupsBytesAndCollectivesAndWhatPreventsTwoStages) {
 
   const CollectiveCounts counts = plan.count(1);
   for (const std::string& part :
-       {std::to_string(counts.gather) + " gathers", std::to_string(counts.hop1) + " reduce-scatters",
+       {std::to_string(counts.gather) + " gathers",
+        std::to_string(counts.hop1) + " reduce-scatters",
         std::to_string(counts.hop2) + " replica reductions", std::string("8 ranks"),
         std::string("mics"), std::string("fp32"), plan.layout().two_stage_obstacle()}) {
     EXPECT_NE(text.find(part), std::string::npos) << "no \"" << part << "\" in\n" << text;

@@ -161,9 +161,10 @@ TEST(InitializeTest, GivesEveryCutOfABufferTheSameBitsAndLeavesGapsAlone) {
   Model model;
   const UnitId a = model.unit("a");
   (void)model.parameter(a, "normal", {13, 7}, {.init = Init::normal(1)});
-  (void)model.parameter(a, "left", {5, 11},
-                        {.init = Init::function([](std::int64_t i) { return static_cast<double>(i); }),
-                         .layout = MemoryLayout::left});
+  (void)model.parameter(
+      a, "left", {5, 11},
+      {.init = Init::function([](std::int64_t i) { return static_cast<double>(i); }),
+       .layout = MemoryLayout::left});
   (void)model.parameter(a, "ones", {200}, {.init = Init::ones()});
   for (const int shards : {1, 2, 3, 7}) {
     const FlatModel flat(model, DType::bf16, shards, 1, {});
@@ -241,8 +242,8 @@ TEST(ForBlocksTest, VisitsEveryElementOnceInFixedBlocks) {
 }
 
 TEST(ClearTest, ClearsExactlyTheGivenBytes) {
-  for (const std::int64_t bytes : {std::int64_t{0}, std::int64_t{1}, std::int64_t{1} << 20,
-                                   (std::int64_t{3} << 20) + 13}) {
+  for (const std::int64_t bytes :
+       {std::int64_t{0}, std::int64_t{1}, std::int64_t{1} << 20, (std::int64_t{3} << 20) + 13}) {
     std::vector<std::byte> data(static_cast<std::size_t>(bytes) + 1, std::byte{9});
 
     clear("test", data.data(), bytes);

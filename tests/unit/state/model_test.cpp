@@ -76,7 +76,9 @@ TEST(ModelTest, DescriptionsOfDifferentModelsDiffer) {
   const std::vector<std::string> texts{
       describe([](std::string&, Shape&, Options&) {}),
       describe([](std::string& name, Shape&, Options&) { name = "weights"; }),
-      describe([](std::string&, Shape& shape, Options&) { shape = {5, 3}; }),
+      describe([](std::string&, Shape& shape, Options&) {
+        shape = {5, 3};
+      }),
       describe([](std::string&, Shape& shape, Options&) { shape = {15}; }),
       describe([](std::string&, Shape&, Options& o) { o.trainable = false; }),
       describe([](std::string&, Shape&, Options& o) { o.dtype = DType::bf16; }),
@@ -135,7 +137,8 @@ TEST(InitTest, GivesConstantsAndFunctionsAsTheyAre) {
   EXPECT_EQ(Init::zeros()(1, {2}, 3), 0);
   EXPECT_EQ(Init::ones()(1, {2}, 3), 1);
   EXPECT_EQ(Init::constant(-2.5)(1, {2}, 3), -2.5);
-  EXPECT_EQ(Init::function([](std::int64_t i) { return 2.0 * static_cast<double>(i); })(1, {2}, 3), 6);
+  EXPECT_EQ(Init::function([](std::int64_t i) { return 2.0 * static_cast<double>(i); })(1, {2}, 3),
+            6);
 }
 
 TEST(InitTest, RandomValuesDependOnSeedParameterAndElementAlone) {
