@@ -51,7 +51,8 @@ struct Config {
   std::optional<DType> master = {};  ///< fp32 or fp64; default: fp64 for fp64, else fp32
 
   OptimizerConfig optimizer = {};
-  double gradient_clipping = 0;  ///< largest global norm; 0: off
+  /// Largest global norm; 0: off. Gradients are scaled by 1 / max(1, (norm + 1e-6) / clipping).
+  double gradient_clipping = 0;
 
   std::uint64_t seed = 42;
   int slots = 2;                ///< units that can be gathered, and reduced, at a time
