@@ -32,9 +32,8 @@ Action read_command_line(const Session& session, int argc, char** argv) {
         app.got_subcommand("bench")) {
       throw;
     }
-    mics::raise<mics::ArgumentError>({.object = "command",
-                                      .expected = "train or bench",
-                                      .found = mics::in_quotes(word)});
+    mics::raise<mics::ArgumentError>(
+        {.object = "command", .expected = "train or bench", .found = mics::in_quotes(word)});
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) throw;
     if (session.is_root()) app.exit(error);  // help or version
@@ -52,7 +51,8 @@ int main(int argc, char** argv) {
     const auto world = mics::comm::Communicator::duplicate(session.world());
     mics::comm::agree(world, [&] { action = read_command_line(session, argc, argv); });
   } catch (const std::exception& error) {
-    if (session.is_root()) std::cerr << "mics: " << error.what() << "; try mics --help" << std::endl;
+    if (session.is_root())
+      std::cerr << "mics: " << error.what() << "; try mics --help" << std::endl;
     return 2;
   }
   try {

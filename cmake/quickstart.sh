@@ -322,6 +322,10 @@ run_tests() {
   set_up
   build "$folder" "$target" "${build_options[@]}"
   say "running the tests labelled $label in build/$folder"
+  # Launchers that were killed leave folders behind, over which one with the same number stumbles.
+  TMPDIR=$(mktemp -d)
+  export TMPDIR
+  trap 'rm -rf "$TMPDIR"' EXIT
   ctest --test-dir "$root/build/$folder" --label-regex "^$label\$" --no-tests=error \
     --parallel "$(nproc)" --output-on-failure --output-junit "$logs/$folder-$label.xml"
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
-#include <gpt/model.hpp>
 #include <mics/base/json_reader.hpp>
 
+#include <gpt/model.hpp>
 #include <train/deck.hpp>
 
 #include <algorithm>
@@ -95,10 +95,10 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides) 
   deck.engine = Config::read(json.object("engine"));
   // The head reads the tied embedding and the final norm at once.
   if (deck.engine.slots < gpt::Gpt::slots_needed) {
-    raise<ConfigError>({.object = path + ": engine.mics.slots",
-                        .expected = "at least " + std::to_string(gpt::Gpt::slots_needed) +
-                                    " for this model",
-                        .found = std::to_string(deck.engine.slots)});
+    raise<ConfigError>(
+        {.object = path + ": engine.mics.slots",
+         .expected = "at least " + std::to_string(gpt::Gpt::slots_needed) + " for this model",
+         .found = std::to_string(deck.engine.slots)});
   }
   return deck;
 }
@@ -144,8 +144,7 @@ Batch solve_batch(const Config& config, int ranks) {
   constexpr std::int64_t most = 1 << 20;
   if (batch.largest(ranks) > most) {
     raise<ConfigError>({.object = "engine.train_batch_size",
-                        .expected = "at most " + std::to_string(most) +
-                                    " samples a rank at once",
+                        .expected = "at most " + std::to_string(most) + " samples a rank at once",
                         .found = std::to_string(batch.largest(ranks)),
                         .remedy = "raise gradient_accumulation_steps"});
   }

@@ -293,8 +293,8 @@ int train(const Session& session, const std::string& path,
   const auto tell = [](const std::exception& error) {
     // One line, whatever a name in it holds.
     std::string line = error.what();
-    std::replace_if(line.begin(), line.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; },
-                    ' ');
+    std::replace_if(
+        line.begin(), line.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; }, ' ');
     std::cerr << "mics train: " << line << std::endl;
   };
   // What fails up to here fails on all ranks alike, so one of them says so.

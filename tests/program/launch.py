@@ -99,11 +99,11 @@ def _execute(command, seconds, folder, environment):
         result = _execute_once(command, seconds or SECONDS, folder, environment)
         if result:
             return result
-    raise RuntimeError(f"the launcher hangs: {command}")
+    raise RuntimeError(f"the launcher hangs or does not start: {command}")
 
 
 def _execute_once(command, seconds, folder, environment):
-    """None if the launcher hung and not the program."""
+    """None if the launcher hung, or did not start, and not the program."""
     mark = str(uuid.uuid4())
     start = time.monotonic()
     process = subprocess.Popen(
@@ -132,6 +132,8 @@ def _execute_once(command, seconds, folder, environment):
             if looks_without_rank:
                 return None
             break
+    if b"prte_init" in stderr:  # it did not start: the folder of an older launcher has its number
+        return None
     return Result(
         status,
         stdout.decode(errors="backslashreplace"),

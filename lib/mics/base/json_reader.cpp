@@ -6,9 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <filesystem>
 #include <set>
 #include <source_location>
 #include <utility>

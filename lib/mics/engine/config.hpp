@@ -43,11 +43,11 @@ struct Config {
   Preset preset = Preset::zero3;
   int shard_size = 0;                      ///< p of preset mics; the others set it themselves
   Switch two_stage = Switch::automatic;    ///< gather and reduce inside and between nodes apart
-  std::optional<int> ranks_per_node = {};       ///< overrides the discovered nodes
+  std::optional<int> ranks_per_node = {};  ///< overrides the discovered nodes
   std::int64_t persistence_threshold = 0;  ///< parameters of at most so many elements stay gathered
   std::int64_t persistence_model_threshold = INT64_MAX;
 
-  DType compute = DType::fp32;  ///< of parameters that name none
+  DType compute = DType::fp32;       ///< of parameters that name none
   std::optional<DType> master = {};  ///< fp32 or fp64; default: fp64 for fp64, else fp32
 
   OptimizerConfig optimizer = {};
@@ -55,11 +55,11 @@ struct Config {
   double gradient_clipping = 0;
 
   std::uint64_t seed = 42;
-  int slots = 2;                ///< units that can be gathered, and reduced, at a time
+  int slots = 2;                     ///< units that can be gathered, and reduced, at a time
   std::optional<int> prefetch = {};  ///< gathers started ahead; default slots - 1
   std::optional<std::int64_t> memory_budget = {};  ///< bytes a rank that the plan may not exceed
-  double timeout = 60;                        ///< seconds that a rank waits for a peer
-  bool debug = false;                         ///< checks every collective; ended leases read as NaN
+  double timeout = 60;                             ///< seconds that a rank waits for a peer
+  bool debug = false;  ///< checks every collective; ended leases read as NaN
 
   /// What the deck says of the batch: for the application, which makes the micro-steps.
   std::optional<std::int64_t> train_batch_size = {};
