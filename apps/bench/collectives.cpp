@@ -26,7 +26,7 @@ constexpr std::int64_t gather_bar_from = std::int64_t{1} << 20;
 constexpr double reduce_bar = 1.5;
 constexpr std::int64_t reduce_bar_at = std::int64_t{16} << 20;
 // Short gathers are timed several in a row.
-constexpr std::int64_t bytes_per_timing = std::int64_t{4} << 20;
+constexpr std::int64_t bytes_per_timing = std::int64_t{32} << 20;
 
 template <class T>
 using HostArray = Kokkos::View<T*, Kokkos::HostSpace>;

@@ -14,7 +14,7 @@ namespace mics::apps::bench {
 /// What a command line can say.
 struct Options {
   std::vector<std::uint64_t> sizes;  ///< bytes; what they are of is each command's own
-  int pairs = 21;                    ///< measurements of mics, each beside one of what it races
+  int pairs = 41;                    ///< measurements of mics, each beside one of what it races
   std::string preset;                ///< empty: zero3, or mics if a shard size is given
   int shard_size = 0;                ///< p of preset mics
   int ranks_per_node = 0;            ///< 0: nodes as they are
