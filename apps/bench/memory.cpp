@@ -97,7 +97,7 @@ void measure(const Session& session, const Options& options, std::int64_t bytes,
   MPI_Allreduce(MPI_IN_PLACE, &ratio, 1, MPI_DOUBLE, MPI_MAX, session.world());
   MPI_Allreduce(MPI_IN_PLACE, &most, 1, MPI_INT64_T, MPI_MAX, session.world());
   const std::int64_t state =
-      plan.compute_shards + plan.master_weights + plan.moments + plan.accumulators;
+      plan.compute_shards + plan.master_weights + plan.optimizer_states + plan.accumulators;
   results.line(padded_left(engine.plan().request().preset, 7) +
                padded(std::to_string(engine.plan().layout().shard_size()), 4) +
                padded(bytes_text(state), 12) + padded(bytes_text(plan.total()), 12) +

@@ -1,17 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/comm/failure_channel.hpp>
 
-#include <chrono>
+#include <algorithm>
 #include <thread>
+#include <utility>
 
 namespace mics::comm {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr int failure_tag = 1;
+// Ranks that fail for one reason fail within this time, and then agree on whom they blame.
+constexpr std::chrono::milliseconds settling_time{100};
 // How long the others wait for the text of an exception that is unwinding on the failing rank.
 constexpr std::chrono::milliseconds text_grace{2000};
 // Small enough to be sent at once by every MPI, so that a sender which ends early has been heard.
-constexpr std::size_t max_text_bytes = 1024;
+constexpr std::size_t max_text_bytes = 2048;
+
+constexpr char letter_of(FailureKind kind) {
+  switch (kind) {
+    case FailureKind::cause:
+      return 'f';
+    case FailureKind::text_follows:
+      return 'u';
+    case FailureKind::consequence:
+      break;
+  }
+  return 'm';
+}
 
 }  // namespace
 
@@ -19,46 +36,49 @@ FailureChannel::FailureChannel(const Communicator& parent)
     : comm_(Communicator::duplicate(parent.native())) {}
 
 FailureChannel::~FailureChannel() {
-  if (!failed_) return;
-  comm_.abandon();
+  if (failed()) comm_.abandon();
   // A message that is still under way stays where it is for the rest of the process.
   static auto* const kept = new std::list<Message>;
   for (auto message = sent_.begin(); message != sent_.end();) {
     const auto here = message++;
     int done = 0;
-    MPI_Testall(static_cast<int>(here->requests.size()), here->requests.data(), &done,
-                MPI_STATUSES_IGNORE);
+    MPI_Test(&here->request, &done, MPI_STATUS_IGNORE);
     if (done == 0) kept->splice(kept->end(), sent_, here);
   }
 }
 
-void FailureChannel::send_to_all(char kind, const std::string& text) noexcept {
+void FailureChannel::send(int peer, char kind, const std::string& text) noexcept {
+  sent_.remove_if([](Message& message) {
+    int done = 0;
+    MPI_Test(&message.request, &done, MPI_STATUS_IGNORE);
+    return done != 0;
+  });
   Message& message = sent_.emplace_back();
   message.bytes = kind + text.substr(0, max_text_bytes);
+  // A status that is not success means that the peer is gone, and nobody is left to tell.
+  MPI_Isend(message.bytes.data(), static_cast<int>(message.bytes.size()), MPI_CHAR, peer,
+            failure_tag, comm_.native(), &message.request);
+}
+
+void FailureChannel::note(int rank, FailureKind kind, std::string text) {
+  const bool first = failures_.empty();
+  if (first) first_failure_ = Clock::now();
+  failures_[rank] = {kind, std::move(text)};
+  if (first && on_failure_) on_failure_();
+}
+
+void FailureChannel::fail(const std::string& text, FailureKind kind) noexcept {
+  const auto own = failures_.find(comm_.rank());
+  const bool refines = own != failures_.end() && own->second.kind == FailureKind::text_follows &&
+                       kind != FailureKind::text_follows;
+  if (failed() && !refines) return;
+  note(comm_.rank(), kind, text);
   for (int step = 1; step < comm_.size(); ++step) {
-    const int peer = (comm_.rank() + step) % comm_.size();
-    MPI_Request request = MPI_REQUEST_NULL;
-    // A status that is not success means that the peer is gone, and nobody is left to tell.
-    MPI_Isend(message.bytes.data(), static_cast<int>(message.bytes.size()), MPI_CHAR, peer,
-              failure_tag, comm_.native(), &request);
-    message.requests.push_back(request);
+    send((comm_.rank() + step) % comm_.size(), letter_of(kind), text);
   }
-  int done = 0;
-  MPI_Testall(static_cast<int>(message.requests.size()), message.requests.data(), &done,
-              MPI_STATUSES_IGNORE);
 }
 
-void FailureChannel::fail(const std::string& text, bool text_follows) noexcept {
-  const bool refines = text_pending_ && !text_follows;
-  if (failed_ && !refines) return;
-  failed_ = true;
-  text_pending_ = text_follows;
-  failed_rank_ = comm_.rank();
-  text_ = text;
-  send_to_all(text_follows ? 'u' : 'f', text);
-}
-
-bool FailureChannel::receive(bool& text_follows) {
+bool FailureChannel::receive() {
   int arrived = 0;
   MPI_Status status;
   check(MPI_Iprobe(MPI_ANY_SOURCE, failure_tag, comm_.native(), &arrived, &status), "MPI_Iprobe");
@@ -69,29 +89,62 @@ bool FailureChannel::receive(bool& text_follows) {
   check(MPI_Recv(message.data(), bytes, MPI_CHAR, status.MPI_SOURCE, failure_tag, comm_.native(),
                  MPI_STATUS_IGNORE),
         "MPI_Recv");
-  // The first failure is the cause, later ones mostly its consequences; only the same rank may
-  // replace its own generic text.
-  if (failed_rank_ == -1 || failed_rank_ == status.MPI_SOURCE) {
-    failed_rank_ = status.MPI_SOURCE;
-    text_ = message.substr(1);
-    text_follows = message[0] == 'u';
+  const int from = status.MPI_SOURCE;
+  std::string text = message.substr(1);
+  switch (message[0]) {
+    case 'q':
+      send(from, 'a', waiting_ != nullptr ? waiting_->text() : "nothing");
+      break;
+    case 'a':
+      answers_[from] = std::move(text);
+      break;
+    case 'u':
+      note(from, FailureKind::text_follows, std::move(text));
+      break;
+    case 'm':
+      note(from, FailureKind::consequence, std::move(text));
+      break;
+    default:
+      note(from, FailureKind::cause, std::move(text));
   }
-  failed_ = true;
   return true;
 }
 
+std::map<int, FailureChannel::Failure>::const_iterator FailureChannel::blamed() const {
+  const auto cause = std::find_if(failures_.begin(), failures_.end(), [](const auto& failure) {
+    return failure.second.kind != FailureKind::consequence;
+  });
+  return cause != failures_.end() ? cause : failures_.begin();
+}
+
+std::string FailureChannel::answer_of(int rank) const {
+  const auto answer = answers_.find(rank);
+  return answer == answers_.end() ? std::string() : answer->second;
+}
+
+std::string FailureChannel::text() const {
+  return failed() ? blamed()->second.text : std::string();
+}
+
+int FailureChannel::failed_rank() const noexcept { return failed() ? blamed()->first : -1; }
+
 void FailureChannel::poll() {
-  if (!failed_) {
-    bool text_follows = false;
-    if (!receive(text_follows)) return;
-    const auto deadline = std::chrono::steady_clock::now() + text_grace;
-    while (text_follows && std::chrono::steady_clock::now() < deadline) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      receive(text_follows);
-    }
+  while (!failed()) {
+    if (!receive()) return;
   }
-  if (failed_rank_ == comm_.rank()) throw CommError(text_);
-  throw CommError("rank " + std::to_string(failed_rank_) + ": " + text_);
+  while (!settled_) {
+    while (receive()) {
+    }
+    const bool text_follows = std::any_of(failures_.begin(), failures_.end(), [&](const auto& f) {
+      return f.second.kind == FailureKind::text_follows && f.first != comm_.rank();
+    });
+    const auto limit = text_follows ? text_grace : settling_time;
+    settled_ = Clock::now() - first_failure_ >= limit;
+    if (!settled_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  const auto failure = blamed();
+  if (failure->first == comm_.rank()) throw CommError(failure->second.text);
+  throw CommError("rank " + std::to_string(failure->first) + ": " + failure->second.text);
 }
 
 }  // namespace mics::comm

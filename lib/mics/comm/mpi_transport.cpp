@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/hash.hpp>
 #include <mics/comm/detail/sum.hpp>
 #include <mics/comm/mpi_transport.hpp>
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
-#include <limits>
 #include <numeric>
 #include <set>
 #include <string>
@@ -24,8 +25,8 @@ constexpr std::int64_t min_chunk_bytes = std::int64_t{8} << 10;
 constexpr std::int64_t max_staging_bytes = std::int64_t{32} << 20;
 // Looking for failures and at the clock costs about as much as looking for a message.
 constexpr int polls_between_checks = 64;
-// MPI guarantees tags up to 32767.
-constexpr int tag_count = 32000;
+// A rank that has waited so long looks for messages that it does not expect.
+constexpr std::chrono::milliseconds patience{50};
 
 std::byte* at(void* base, std::int64_t bytes) { return static_cast<std::byte*>(base) + bytes; }
 const std::byte* at(const void* base, std::int64_t bytes) {
@@ -34,51 +35,71 @@ const std::byte* at(const void* base, std::int64_t bytes) {
 
 }  // namespace
 
-/// Messages under way that are waited for together.
+/// Messages of one operation that are under way and waited for together.
 class MpiTransport::Requests {
  public:
-  explicit Requests(MpiTransport& transport) : transport_(transport) {}
+  Requests(MpiTransport& transport, const Operation& operation, int tag)
+      : transport_(transport), operation_(operation), tag_(tag) {}
   Requests(const Requests&) = delete;
   Requests& operator=(const Requests&) = delete;
   ~Requests() { cancel(); }
 
-  void send(const void* data, std::int64_t bytes, int peer, int tag) {
+  void send(const void* data, std::int64_t bytes, int peer) {
     for (std::int64_t done = 0; done < bytes; done += max_message_bytes) {
       const auto part = static_cast<int>(std::min(max_message_bytes, bytes - done));
       MPI_Request& request = add(peer, -1);
-      check(
-          MPI_Isend(at(data, done), part, MPI_BYTE, peer, tag, transport_.comm_.native(), &request),
-          "MPI_Isend");
+      check(MPI_Isend(at(data, done), part, MPI_BYTE, peer, tag_, transport_.comm_.native(),
+                      &request),
+            "MPI_Isend");
     }
   }
-  void receive(void* data, std::int64_t bytes, int peer, int tag) {
+  void receive(void* data, std::int64_t bytes, int peer) {
     for (std::int64_t done = 0; done < bytes; done += max_message_bytes) {
       const auto part = static_cast<int>(std::min(max_message_bytes, bytes - done));
       MPI_Request& request = add(peer, part);
-      check(
-          MPI_Irecv(at(data, done), part, MPI_BYTE, peer, tag, transport_.comm_.native(), &request),
-          "MPI_Irecv");
+      check(MPI_Irecv(at(data, done), part, MPI_BYTE, peer, tag_, transport_.comm_.native(),
+                      &request),
+            "MPI_Irecv");
     }
   }
 
   // Blocks the host until all messages have arrived and left.
-  void wait(const Operation& operation) {
+  void wait() {
     if (requests_.empty()) return;
     statuses_.resize(requests_.size());
+    FailureChannel& failures = *transport_.context_.failures;
+    struct Waiting {
+      FailureChannel& failures;
+      ~Waiting() { failures.wait_for(nullptr); }
+    } const waiting{failures};
     Clock::time_point started{};
+    Clock::time_point next_look{};
+    bool asked = false;
     for (int polls = 1;; ++polls) {
       int done = 0;
       const int status = MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
                                      statuses_.data());
-      if (status != MPI_SUCCESS) failed(status, operation);
+      if (status != MPI_SUCCESS) failed(status);
       if (done != 0) break;
       if (polls % polls_between_checks != 0) continue;
-      transport_.context_.failures->poll();
+      failures.poll();
       const auto now = Clock::now();
-      if (started == Clock::time_point{}) started = now;
-      if (now - started > transport_.context_.timeout) timed_out(operation);
+      if (started == Clock::time_point{}) {
+        started = now;
+        next_look = now + patience;
+        failures.wait_for(&operation_);
+      }
+      if (now < next_look) continue;
+      next_look = now + patience;
+      look_for_other_operations();
+      const auto timeout = transport_.context_.timeout;
+      if (!asked && now - started > timeout * 3 / 4) {
+        for (const int peer : missing()) failures.ask(transport_.world_rank(peer));
+        asked = true;
+      }
+      if (now - started > timeout) timed_out();
     }
-    check_sizes(operation);
+    check_sizes();
     requests_.clear();
     peers_.clear();
     expected_bytes_.clear();
@@ -91,19 +112,31 @@ class MpiTransport::Requests {
     return requests_.emplace_back(MPI_REQUEST_NULL);
   }
 
-  [[nodiscard]] std::string describe(const Operation& operation) const {
-    return std::string(name(operation.purpose)) + " of " + std::string(operation.object) + " (" +
-           std::to_string(operation.bytes) + " bytes)";
+  [[nodiscard]] std::set<int> missing() const {
+    std::set<int> peers;
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      if (requests_[i] != MPI_REQUEST_NULL) peers.insert(peers_[i]);
+    }
+    return peers;
+  }
+  [[nodiscard]] std::string rank_name(int peer) const {
+    return "rank " + std::to_string(transport_.world_rank(peer));
+  }
+  [[nodiscard]] std::string object() const {
+    return operation_.text() + " on rank " + std::to_string(transport_.context_.failures->rank());
+  }
+  [[nodiscard]] std::string last_operations() const {
+    return "last operations here: " + transport_.context_.log->tail(8);
   }
 
-  [[noreturn]] void fail(const ErrorText& text) {
+  [[noreturn]] void fail(const ErrorText& text, FailureKind kind = FailureKind::cause) {
     const std::string line = format_error(text, std::source_location::current());
-    transport_.context_.failures->fail(line);
+    transport_.context_.failures->fail(line, kind);
     transport_.context_.failures->poll();  // throws
     throw CommError(line);
   }
 
-  [[noreturn]] void failed(int status, const Operation& operation) {
+  [[noreturn]] void failed(int status) {
     int cause = status;
     int peer = -1;
     if (status == MPI_ERR_IN_STATUS) {
@@ -119,37 +152,62 @@ class MpiTransport::Requests {
     std::array<char, MPI_MAX_ERROR_STRING> text{};
     int length = 0;
     MPI_Error_string(cause, text.data(), &length);
-    fail({.object = describe(operation),
-          .expected =
-              "a message of the same size from rank " + std::to_string(peer) + " of the group",
+    fail({.object = object(),
+          .expected = "a message from " + (peer < 0 ? std::string("its group") : rank_name(peer)),
           .found = in_quotes({text.data(), static_cast<std::size_t>(length)}),
-          .remedy = "all ranks must open the same units in the same order"});
+          .remedy = last_operations()},
+         FailureKind::consequence);
   }
 
-  [[noreturn]] void timed_out(const Operation& operation) {
-    std::set<int> missing;
-    for (std::size_t i = 0; i < requests_.size(); ++i) {
-      if (requests_[i] != MPI_REQUEST_NULL) missing.insert(peers_[i]);
+  // A message with this operation's number and another fingerprint can never be received: its
+  // sender does something else in this place.
+  void look_for_other_operations() {
+    for (const int peer : missing()) {
+      int arrived = 0;
+      MPI_Status status;
+      check(MPI_Iprobe(peer, MPI_ANY_TAG, transport_.comm_.native(), &arrived, &status),
+            "MPI_Iprobe");
+      if (arrived == 0 || status.MPI_TAG == tag_) continue;
+      if (((status.MPI_TAG ^ tag_) & (transport_.sequence_count_ - 1)) != 0) continue;
+      const auto theirs =
+          transport_.context_.log->find(transport_.fingerprint_of(status.MPI_TAG),
+                                        static_cast<std::uint64_t>(transport_.fingerprint_mask_));
+      fail({.object = object(),
+            .expected = "the same operation on " + rank_name(peer),
+            .found = theirs ? theirs->text() : "one that this rank has not done yet",
+            .remedy = "make the same calls with the same units in the same order on all ranks; " +
+                      last_operations()});
     }
-    std::string who;
-    for (const int peer : missing) who += (who.empty() ? "" : ", ") + std::to_string(peer);
-    fail({.object = describe(operation) + " on rank " +
-                    std::to_string(transport_.context_.failures->rank()),
-          .expected = "ranks " + who + " of the group of " + std::to_string(transport_.size()) +
-                      " within " + std::to_string(transport_.context_.timeout.count()) + " ms",
-          .found = "no message",
-          .remedy = "last operations here: " + transport_.context_.log->tail(8)});
   }
 
-  void check_sizes(const Operation& operation) {
+  [[noreturn]] void timed_out() {
+    std::string who;
+    std::string they;
+    for (const int peer : missing()) {
+      who += (who.empty() ? "" : ", ") + rank_name(peer);
+      const std::string answer =
+          transport_.context_.failures->answer_of(transport_.world_rank(peer));
+      they += (they.empty() ? "" : ", ") + rank_name(peer) +
+              (answer.empty()        ? " is stopped, gone or busy outside mics"
+               : answer == "nothing" ? " waits for nothing in mics"
+                                     : " waits in " + answer);
+    }
+    fail(
+        {.object = object(),
+         .expected = who + " within " + std::to_string(transport_.context_.timeout.count()) + " ms",
+         .found = "no message; " + they,
+         .remedy = last_operations()},
+        FailureKind::consequence);
+  }
+
+  void check_sizes() {
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       if (expected_bytes_[i] < 0) continue;
       int bytes = 0;
       check(MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes), "MPI_Get_count");
       if (bytes == expected_bytes_[i]) continue;
-      fail({.object = describe(operation),
-            .expected = std::to_string(expected_bytes_[i]) + " bytes from rank " +
-                        std::to_string(peers_[i]) + " of the group",
+      fail({.object = object(),
+            .expected = std::to_string(expected_bytes_[i]) + " bytes from " + rank_name(peers_[i]),
             .found = std::to_string(bytes),
             .remedy = "all ranks must open the same units in the same order"});
     }
@@ -168,6 +226,8 @@ class MpiTransport::Requests {
   }
 
   MpiTransport& transport_;
+  Operation operation_;
+  int tag_;
   std::vector<MPI_Request> requests_;
   std::vector<MPI_Status> statuses_;
   std::vector<int> peers_;
@@ -178,25 +238,23 @@ class MpiTransport::DirectGather final : public PendingCollective {
  public:
   DirectGather(MpiTransport& transport, const void* send, void* receive, std::int64_t bytes,
                const Operation& operation)
-      : requests_(transport), operation_(operation) {
+      : requests_(transport, operation, transport.next_tag(operation)) {
     const int size = transport.size();
     const int rank = transport.rank();
-    const int tag = transport.next_tag();
     for (int step = 1; step < size; ++step) {
       const int peer = (rank - step + size) % size;
-      requests_.receive(at(receive, peer * bytes), bytes, peer, tag);
+      requests_.receive(at(receive, peer * bytes), bytes, peer);
     }
     for (int step = 1; step < size; ++step) {
-      requests_.send(send, bytes, (rank + step) % size, tag);
+      requests_.send(send, bytes, (rank + step) % size);
     }
     std::byte* own = at(receive, rank * bytes);
     if (own != send && bytes > 0) std::memcpy(own, send, static_cast<std::size_t>(bytes));
   }
-  void wait(const Execution& /*exec*/) override { requests_.wait(operation_); }
+  void wait(const Execution& /*exec*/) override { requests_.wait(); }
 
  private:
   Requests requests_;
-  Operation operation_;
 };
 
 class MpiTransport::RingGather final : public PendingCollective {
@@ -207,7 +265,7 @@ class MpiTransport::RingGather final : public PendingCollective {
         receive_(receive),
         bytes_(bytes),
         operation_(operation),
-        tag_(transport.next_tag()) {
+        tag_(transport.next_tag(operation)) {
     std::byte* own = at(receive, transport.rank() * bytes);
     if (own != send && bytes > 0) std::memcpy(own, send, static_cast<std::size_t>(bytes));
   }
@@ -219,12 +277,11 @@ class MpiTransport::RingGather final : public PendingCollective {
     const auto member = [&](std::ptrdiff_t i) {
       return ring[static_cast<std::size_t>((i % size + size) % size)];
     };
-    Requests requests(transport_);
+    Requests requests(transport_, operation_, tag_);
     for (std::ptrdiff_t step = 0; step + 1 < size; ++step) {
-      requests.receive(at(receive_, member(here - step - 1) * bytes_), bytes_, member(here - 1),
-                       tag_);
-      requests.send(at(receive_, member(here - step) * bytes_), bytes_, member(here + 1), tag_);
-      requests.wait(operation_);
+      requests.receive(at(receive_, member(here - step - 1) * bytes_), bytes_, member(here - 1));
+      requests.send(at(receive_, member(here - step) * bytes_), bytes_, member(here + 1));
+      requests.wait();
     }
   }
 
@@ -248,6 +305,36 @@ MpiTransport::MpiTransport(Communicator comm, std::vector<int> node_of_member,
              node_of_member[static_cast<std::size_t>(b)];
     });
   }
+  take_tags();
+  name_members();
+}
+
+// A tag is a number in its low bits and a fingerprint of the operation above, so that messages of
+// different operations are never taken for each other. MPI guarantees 15 bits and mostly has 31.
+void MpiTransport::take_tags() {
+  void* value = nullptr;
+  int found = 0;
+  check(MPI_Comm_get_attr(comm_.native(), MPI_TAG_UB, &value, &found), "MPI_Comm_get_attr");
+  const unsigned largest = found != 0 ? static_cast<unsigned>(*static_cast<int*>(value)) : 32767U;
+  const int bits = std::bit_width(largest + 1) - 1;
+  const int sequence_bits = std::min(11, bits - 8);
+  sequence_count_ = 1 << sequence_bits;
+  fingerprint_mask_ = (1 << (bits - sequence_bits)) - 1;
+}
+
+// Ranks are named as the engine's caller knows them.
+void MpiTransport::name_members() {
+  MPI_Group here = MPI_GROUP_NULL;
+  MPI_Group world = MPI_GROUP_NULL;
+  check(MPI_Comm_group(comm_.native(), &here), "MPI_Comm_group");
+  check(MPI_Comm_group(context_.failures->native(), &world), "MPI_Comm_group");
+  std::vector<int> members(static_cast<std::size_t>(comm_.size()));
+  std::iota(members.begin(), members.end(), 0);
+  world_ranks_.resize(members.size());
+  check(MPI_Group_translate_ranks(here, comm_.size(), members.data(), world, world_ranks_.data()),
+        "MPI_Group_translate_ranks");
+  MPI_Group_free(&here);
+  MPI_Group_free(&world);
 }
 
 MpiTransport::~MpiTransport() {
@@ -255,19 +342,26 @@ MpiTransport::~MpiTransport() {
   if (context_.failures->failed()) comm_.abandon();
 }
 
-std::int64_t MpiTransport::staging_bytes(int size) {
+std::int64_t MpiTransport::staging_bytes(int size, bool converts) {
   if (size == 1) return 0;
   const std::int64_t slots = 2 * (static_cast<std::int64_t>(size) - 1);
-  return slots * std::clamp(max_staging_bytes / slots / 64 * 64, min_chunk_bytes, max_chunk_bytes);
+  const std::int64_t chunk =
+      std::clamp(max_staging_bytes / slots / 64 * 64, min_chunk_bytes, max_chunk_bytes);
+  // What is converted on its way out waits in as many slots, and the own part in two.
+  return (converts ? 2 * slots + 2 : slots) * chunk;
 }
 
 std::int64_t MpiTransport::chunk_bytes() const {
-  return staging_bytes(comm_.size()) / (2 * (comm_.size() - 1));
+  return staging_bytes(comm_.size(), false) / (2 * (comm_.size() - 1));
 }
 
-int MpiTransport::next_tag() {
-  sequence_ = (sequence_ + 1) % tag_count;
-  return sequence_;
+int MpiTransport::next_tag(const Operation& operation) {
+  const std::uint64_t fingerprint = operation.fingerprint();
+  history_ = hash_combine(history_, fingerprint);
+  sequence_ = (sequence_ + 1) % sequence_count_;
+  return static_cast<int>(fingerprint & static_cast<std::uint64_t>(fingerprint_mask_)) *
+             sequence_count_ +
+         sequence_;
 }
 
 std::unique_ptr<PendingCollective> MpiTransport::start_all_gather(const void* send, void* receive,
@@ -283,22 +377,29 @@ std::unique_ptr<PendingCollective> MpiTransport::start_all_gather(const void* se
   return std::make_unique<RingGather>(*this, send, receive, bytes, operation);
 }
 
-void MpiTransport::exchange_and_sum(const void* send, DType wire, void* result, DType result_type,
-                                    std::span<const Piece> pieces, SumMode mode,
-                                    const Operation& operation) {
+void MpiTransport::exchange_and_sum(const void* send, void* result, const Reduction& reduction,
+                                    std::span<const Piece> pieces, const Operation& operation) {
   context_.failures->poll();
   const int size = comm_.size();
   const int rank = comm_.rank();
-  // With the first reduction: most groups only gather.
-  if (staging_.empty()) staging_.resize(static_cast<std::size_t>(staging_bytes(size)));
-  const std::int64_t wire_bytes = bytes_of(wire);
   const Piece mine = pieces[static_cast<std::size_t>(rank)];
-  const std::int64_t chunk =
-      size == 1 ? std::max<std::int64_t>(1, mine.count) : chunk_bytes() / wire_bytes;
+  if (size == 1) {
+    const void* const sources[] = {at(send, mine.offset * bytes_of(reduction.source))};
+    detail::sum_in_order(sources, reduction.source, reduction.factor, result, reduction.result,
+                         mine.count, reduction.mode);
+    return;
+  }
+  const bool converts = reduction.converts();
+  // With the first reduction: most groups only gather.
+  const auto needed = static_cast<std::size_t>(staging_bytes(size, converts));
+  if (staging_.size() < needed) staging_.resize(needed);
+  const std::int64_t wire_bytes = bytes_of(reduction.wire);
+  const std::int64_t source_bytes = bytes_of(reduction.source);
+  const std::int64_t chunk = chunk_bytes() / wire_bytes;
   std::int64_t longest = 0;
   for (const Piece& piece : pieces) longest = std::max(longest, piece.count);
   const std::int64_t chunks = (longest + chunk - 1) / chunk;
-  const int tag = next_tag();
+  const int tag = next_tag(operation);
 
   const auto part = [&](const Piece& piece, std::int64_t c) {
     const std::int64_t begin = std::min(piece.count, c * chunk);
@@ -309,18 +410,29 @@ void MpiTransport::exchange_and_sum(const void* send, DType wire, void* result, 
     const std::int64_t index = (c % 2) * (size - 1) + (peer < rank ? peer : peer - 1);
     return staging_.data() + index * chunk * wire_bytes;
   };
-  Requests even(*this);
-  Requests odd(*this);
+  // What leaves, and with it what stays here, as it is or in the wire dtype.
+  const auto outgoing = [&](std::int64_t c, int peer, const Piece& piece) -> const void* {
+    const std::byte* source = at(send, piece.offset * source_bytes);
+    if (!converts) return source;
+    const std::int64_t index = 2 * (size - 1) + (c % 2) * size + peer;
+    std::byte* target = staging_.data() + index * chunk * wire_bytes;
+    detail::convert(source, reduction.source, reduction.factor, target, reduction.wire,
+                    piece.count);
+    return target;
+  };
+  Requests even(*this, operation, tag);
+  Requests odd(*this, operation, tag);
   const auto post = [&](std::int64_t c) {
     Requests& requests = c % 2 == 0 ? even : odd;
     for (int step = 1; step < size; ++step) {
       const int from = (rank - step + size) % size;
-      requests.receive(slot(c, from), part(mine, c).count * wire_bytes, from, tag);
+      requests.receive(slot(c, from), part(mine, c).count * wire_bytes, from);
     }
     for (int step = 1; step < size; ++step) {
       const int to = (rank + step) % size;
       const Piece piece = part(pieces[static_cast<std::size_t>(to)], c);
-      requests.send(at(send, piece.offset * wire_bytes), piece.count * wire_bytes, to, tag);
+      if (piece.count == 0) continue;
+      requests.send(outgoing(c, to, piece), piece.count * wire_bytes, to);
     }
   };
 
@@ -328,35 +440,35 @@ void MpiTransport::exchange_and_sum(const void* send, DType wire, void* result, 
   if (chunks > 0) post(0);
   for (std::int64_t c = 0; c < chunks; ++c) {
     if (c + 1 < chunks) post(c + 1);
-    (c % 2 == 0 ? even : odd).wait(operation);
+    (c % 2 == 0 ? even : odd).wait();
     const Piece here = part(mine, c);
+    if (here.count == 0) continue;
     for (int peer = 0; peer < size; ++peer) {
       sources[static_cast<std::size_t>(peer)] =
-          peer == rank ? at(send, here.offset * wire_bytes) : slot(c, peer);
+          peer == rank ? outgoing(c, rank, here) : slot(c, peer);
     }
-    detail::sum_in_order(sources, wire,
-                         at(result, (here.offset - mine.offset) * bytes_of(result_type)),
-                         result_type, here.count, mode);
+    detail::sum_in_order(sources, reduction.wire, 1,
+                         at(result, (here.offset - mine.offset) * bytes_of(reduction.result)),
+                         reduction.result, here.count, reduction.mode);
   }
 }
 
-void MpiTransport::reduce_scatter(const void* send, DType wire, void* result, DType result_type,
-                                  std::int64_t count, SumMode mode, const Operation& operation,
+void MpiTransport::reduce_scatter(const void* send, void* result, std::int64_t count,
+                                  const Reduction& reduction, const Operation& operation,
                                   const Execution& exec) {
   exec.fence("mics::comm: gradients are ready before they are sent");
   std::vector<Piece> pieces(static_cast<std::size_t>(comm_.size()));
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     pieces[i] = {static_cast<std::int64_t>(i) * count, count};
   }
-  exchange_and_sum(send, wire, result, result_type, pieces, mode, operation);
+  exchange_and_sum(send, result, reduction, pieces, operation);
 }
 
-void MpiTransport::all_reduce(void* data, DType dtype, std::int64_t count,
+void MpiTransport::all_reduce(void* data, std::int64_t count, const Reduction& reduction,
                               const Operation& operation, const Execution& exec) {
-  if (comm_.size() == 1) return;
+  if (comm_.size() == 1 && reduction.factor == 1) return;
   exec.fence("mics::comm: sums are ready before they are sent");
   constexpr std::int64_t granule = 64;
-  const std::int64_t bytes = bytes_of(dtype);
   const std::int64_t granules = (count + granule - 1) / granule;
   std::vector<Piece> pieces(static_cast<std::size_t>(comm_.size()));
   for (int i = 0; i < comm_.size(); ++i) {
@@ -364,22 +476,62 @@ void MpiTransport::all_reduce(void* data, DType dtype, std::int64_t count,
     const std::int64_t end = std::min(count, granules * (i + 1) / comm_.size() * granule);
     pieces[static_cast<std::size_t>(i)] = {begin, end - begin};
   }
-  const Piece mine = pieces[static_cast<std::size_t>(comm_.rank())];
-  void* own = at(data, mine.offset * bytes);
-  exchange_and_sum(data, dtype, own, dtype, pieces, SumMode::assign, operation);
+  const Piece& mine = pieces[static_cast<std::size_t>(comm_.rank())];
+  exchange_and_sum(data, at(data, mine.offset * bytes_of(reduction.result)), reduction, pieces,
+                   operation);
+  if (comm_.size() > 1) share_pieces(data, reduction, pieces, operation);
+}
 
-  // Each element was summed by one rank; its bits go to all.
-  const int tag = next_tag();
-  Requests requests(*this);
-  for (int step = 1; step < comm_.size(); ++step) {
-    const int from = (comm_.rank() - step + comm_.size()) % comm_.size();
-    const Piece& piece = pieces[static_cast<std::size_t>(from)];
-    requests.receive(at(data, piece.offset * bytes), piece.count * bytes, from, tag);
+// Each element was summed by one rank; its bits go to all.
+void MpiTransport::share_pieces(void* data, const Reduction& reduction,
+                                std::span<const Piece> pieces, const Operation& operation) {
+  const int size = comm_.size();
+  const int rank = comm_.rank();
+  const Piece& mine = pieces[static_cast<std::size_t>(rank)];
+  const std::int64_t bytes = bytes_of(reduction.result);
+  const int tag = next_tag(operation);
+  Requests requests(*this, operation, tag);
+  if (reduction.wire == reduction.result) {
+    for (int step = 1; step < size; ++step) {
+      const int from = (rank - step + size) % size;
+      const Piece& piece = pieces[static_cast<std::size_t>(from)];
+      requests.receive(at(data, piece.offset * bytes), piece.count * bytes, from);
+    }
+    for (int step = 1; step < size; ++step) {
+      requests.send(at(data, mine.offset * bytes), mine.count * bytes, (rank + step) % size);
+    }
+    requests.wait();
+    return;
   }
-  for (int step = 1; step < comm_.size(); ++step) {
-    requests.send(own, mine.count * bytes, (comm_.rank() + step) % comm_.size(), tag);
+  const std::int64_t wire_bytes = bytes_of(reduction.wire);
+  const std::int64_t chunk = chunk_bytes() / wire_bytes;
+  std::int64_t longest = 0;
+  for (const Piece& piece : pieces) longest = std::max(longest, piece.count);
+  const auto slot = [&](int peer) { return staging_.data() + peer * chunk * wire_bytes; };
+  for (std::int64_t begin = 0; begin < longest; begin += chunk) {
+    const auto count = [&](const Piece& piece) {
+      return std::clamp<std::int64_t>(piece.count - begin, 0, chunk);
+    };
+    for (int step = 1; step < size; ++step) {
+      const int from = (rank - step + size) % size;
+      requests.receive(slot(from), count(pieces[static_cast<std::size_t>(from)]) * wire_bytes,
+                       from);
+    }
+    if (count(mine) > 0) {
+      detail::convert(at(data, (mine.offset + begin) * bytes), reduction.result, 1, slot(rank),
+                      reduction.wire, count(mine));
+    }
+    for (int step = 1; step < size; ++step) {
+      requests.send(slot(rank), count(mine) * wire_bytes, (rank + step) % size);
+    }
+    requests.wait();
+    for (int peer = 0; peer < size; ++peer) {
+      const Piece& piece = pieces[static_cast<std::size_t>(peer)];
+      if (count(piece) == 0) continue;
+      detail::convert(slot(peer), reduction.wire, 1, at(data, (piece.offset + begin) * bytes),
+                      reduction.result, count(piece));
+    }
   }
-  requests.wait(operation);
 }
 
 void MpiTransport::all_gather_small(const void* send, void* receive, std::int64_t bytes,
@@ -391,13 +543,12 @@ void MpiTransport::all_gather_small(const void* send, void* receive, std::int64_
   // Bruck: after each round a rank holds twice as many blocks, its own first.
   std::vector<std::byte> blocks(static_cast<std::size_t>(bytes * size));
   std::memcpy(blocks.data(), send, static_cast<std::size_t>(bytes));
-  const int tag = next_tag();
+  Requests requests(*this, operation, next_tag(operation));
   for (int held = 1; held < size; held *= 2) {
     const std::int64_t moving = std::min(held, size - held) * bytes;
-    Requests requests(*this);
-    requests.receive(blocks.data() + held * bytes, moving, (rank + held) % size, tag);
-    requests.send(blocks.data(), moving, (rank - held + size) % size, tag);
-    requests.wait(operation);
+    requests.receive(blocks.data() + held * bytes, moving, (rank + held) % size);
+    requests.send(blocks.data(), moving, (rank - held + size) % size);
+    requests.wait();
   }
   for (int i = 0; i < size; ++i) {
     std::memcpy(at(receive, (rank + i) % size * bytes), blocks.data() + i * bytes,
@@ -409,21 +560,19 @@ void MpiTransport::broadcast(void* data, std::int64_t bytes, int root, const Ope
   context_.failures->poll();
   const int size = comm_.size();
   const int relative = (comm_.rank() - root + size) % size;
-  const int tag = next_tag();
+  Requests requests(*this, operation, next_tag(operation));
   // Binomial tree: a rank receives from the one without its lowest set bit, then serves higher
   // bits.
   int bit = 1;
   while (bit < size && (relative & bit) == 0) bit *= 2;
   if (relative != 0) {
-    Requests requests(*this);
-    requests.receive(data, bytes, (relative - bit + root) % size, tag);
-    requests.wait(operation);
+    requests.receive(data, bytes, (relative - bit + root) % size);
+    requests.wait();
   }
-  Requests requests(*this);
   for (int child = bit / 2; child > 0; child /= 2) {
-    if (relative + child < size) requests.send(data, bytes, (relative + child + root) % size, tag);
+    if (relative + child < size) requests.send(data, bytes, (relative + child + root) % size);
   }
-  requests.wait(operation);
+  requests.wait();
 }
 
 void MpiTransport::barrier(const Operation& operation) {

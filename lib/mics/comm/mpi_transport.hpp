@@ -45,18 +45,21 @@ class MpiTransport final : public Transport {
                                                                     std::int64_t bytes,
                                                                     const Operation& operation,
                                                                     const Execution& exec) override;
-  void reduce_scatter(const void* send, DType wire, void* result, DType result_type,
-                      std::int64_t count, SumMode mode, const Operation& operation,
+  void reduce_scatter(const void* send, void* result, std::int64_t count,
+                      const Reduction& reduction, const Operation& operation,
                       const Execution& exec) override;
-  void all_reduce(void* data, DType dtype, std::int64_t count, const Operation& operation,
-                  const Execution& exec) override;
+  void all_reduce(void* data, std::int64_t count, const Reduction& reduction,
+                  const Operation& operation, const Execution& exec) override;
   void all_gather_small(const void* send, void* receive, std::int64_t bytes,
                         const Operation& operation) override;
   void broadcast(void* data, std::int64_t bytes, int root, const Operation& operation) override;
   void barrier(const Operation& operation) override;
 
-  /// Bytes of host memory that reductions use for arriving pieces in a group of `size` ranks.
-  [[nodiscard]] static std::int64_t staging_bytes(int size);
+  [[nodiscard]] std::uint64_t fingerprint() const override { return history_; }
+
+  /// Bytes of host memory that reductions use for pieces on their way in a group of `size` ranks.
+  /// \param converts  Reduction::converts() of the widest
+  [[nodiscard]] static std::int64_t staging_bytes(int size, bool converts);
 
  private:
   struct Piece {
@@ -67,16 +70,31 @@ class MpiTransport final : public Transport {
   class DirectGather;
   class RingGather;
 
-  int next_tag();
+  void take_tags();
+  void name_members();
+  int next_tag(const Operation& operation);
+  // The bits of an operation's fingerprint that its tag holds.
+  [[nodiscard]] std::uint64_t fingerprint_of(int tag) const {
+    return static_cast<std::uint64_t>(tag / sequence_count_);
+  }
+  [[nodiscard]] int world_rank(int member) const {
+    return world_ranks_[static_cast<std::size_t>(member)];
+  }
   // All-to-all of `pieces` of `send` and the sum of piece rank() over the ranks into `result`.
-  void exchange_and_sum(const void* send, DType wire, void* result, DType result_type,
-                        std::span<const Piece> pieces, SumMode mode, const Operation& operation);
+  void exchange_and_sum(const void* send, void* result, const Reduction& reduction,
+                        std::span<const Piece> pieces, const Operation& operation);
+  void share_pieces(void* data, const Reduction& reduction, std::span<const Piece> pieces,
+                    const Operation& operation);
   [[nodiscard]] std::int64_t chunk_bytes() const;
 
   Communicator comm_;
   TransportContext context_;
-  std::vector<int> ring_;  // ranks in node order; empty where the direct exchange is used
+  std::vector<int> ring_;         // ranks in node order; empty where the direct exchange is used
+  std::vector<int> world_ranks_;  // of the members
+  int sequence_count_ = 0;        // a power of two
+  int fingerprint_mask_ = 0;
   int sequence_ = 0;
+  std::uint64_t history_ = 0;
   std::vector<std::byte> staging_;
 };
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/hash.hpp>
 #include <mics/comm/operation_log.hpp>
 
 #include <algorithm>
@@ -21,7 +22,20 @@ std::string_view name(Purpose purpose) {
   return "?";
 }
 
+std::uint64_t Operation::fingerprint() const {
+  std::uint64_t text = 0xcbf29ce484222325ULL;  // FNV-1a
+  for (const char c : object) text = (text ^ static_cast<unsigned char>(c)) * 0x100000001b3ULL;
+  return hash_combine(hash_combine(static_cast<std::uint64_t>(purpose), text),
+                      static_cast<std::uint64_t>(bytes));
+}
+
+std::string Operation::text() const {
+  return std::string(name(purpose)) + " of " + std::string(object) + " (" + std::to_string(bytes) +
+         " bytes)";
+}
+
 void OperationLog::record(const Operation& operation) {
+  kinds_.try_emplace(operation.fingerprint(), operation);
   ++counts_[static_cast<std::size_t>(operation.purpose)];
   ring_[static_cast<std::size_t>(total_) % capacity] = operation;
   ++total_;
@@ -37,6 +51,23 @@ std::string OperationLog::tail(std::size_t n) const {
             std::string(name(operation.purpose)) + ' ' + std::string(operation.object);
   }
   return line;
+}
+
+std::string OperationLog::dump() const {
+  const auto kept = std::min(total_, static_cast<std::int64_t>(capacity));
+  std::string lines;
+  for (std::int64_t i = total_ - kept; i < total_; ++i) {
+    lines +=
+        '#' + std::to_string(i) + ' ' + ring_[static_cast<std::size_t>(i) % capacity].text() + '\n';
+  }
+  return lines;
+}
+
+std::optional<Operation> OperationLog::find(std::uint64_t bits, std::uint64_t mask) const {
+  for (const auto& [fingerprint, operation] : kinds_) {
+    if (((fingerprint ^ bits) & mask) == 0) return operation;
+  }
+  return {};
 }
 
 }  // namespace mics::comm

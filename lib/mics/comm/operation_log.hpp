@@ -3,8 +3,10 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 
 namespace mics::comm {
 
@@ -20,14 +22,20 @@ inline constexpr int purposes = 5;
 
 [[nodiscard]] std::string_view name(Purpose purpose);
 
-/// What a collective is for: shown in messages, counted in the log.
+/// What a collective is for: shown in messages, counted in the log, compared between ranks.
 struct Operation {
   Purpose purpose = Purpose::agreement;
   std::string_view object;  ///< unit or buffer, lives as long as the engine
   std::int64_t bytes = 0;   ///< of the whole result
+
+  /// Tells two operations apart by all three fields, alike on every rank.
+  [[nodiscard]] std::uint64_t fingerprint() const;
+  /// `gather of layer0 (1024 bytes)`.
+  [[nodiscard]] std::string text() const;
 };
 
-/// Counts of every purpose and the last 256 operations of this rank. Local.
+/// Counts of every purpose, the last 256 operations of this rank and each kind of operation once.
+/// Local.
 class OperationLog {
  public:
   static constexpr std::size_t capacity = 256;
@@ -39,11 +47,16 @@ class OperationLog {
   [[nodiscard]] std::int64_t total() const { return total_; }
   /// The newest `n` operations, oldest first, in one line.
   [[nodiscard]] std::string tail(std::size_t n = capacity) const;
+  /// The same, a line each.
+  [[nodiscard]] std::string dump() const;
+  /// An operation of this rank whose fingerprint agrees with `bits` in the bits of `mask`.
+  [[nodiscard]] std::optional<Operation> find(std::uint64_t bits, std::uint64_t mask) const;
 
  private:
   std::array<std::int64_t, purposes> counts_{};
   std::array<Operation, capacity> ring_{};
   std::int64_t total_ = 0;
+  std::unordered_map<std::uint64_t, Operation> kinds_;
 };
 
 }  // namespace mics::comm

@@ -17,6 +17,21 @@ enum class SumMode : std::uint8_t {
   add,     ///< result += sum over ranks
 };
 
+/// How a reduction treats its elements. Every addend is multiplied by `factor` and rounded to
+/// `wire`, its own rank's too, so that a result does not depend on who computed it; sums run in
+/// rank order in fp64 if `wire` or `result` is fp64, else in fp32, and are rounded once to
+/// `result`. A group of one rank has no wire: nothing is rounded to it.
+struct Reduction {
+  DType source = DType::fp32;  ///< of the elements that go in
+  DType wire = DType::fp32;    ///< of the messages
+  DType result = DType::fp32;  ///< of the sums; may have 16 bits
+  double factor = 1;
+  SumMode mode = SumMode::assign;
+
+  /// True if elements change on their way to the wire.
+  [[nodiscard]] bool converts() const { return source != wire || factor != 1; }
+};
+
 /// A collective under way. Destroying one that was not waited for abandons it: its buffers must
 /// then not be used again by this process (the failure path).
 class PendingCollective {
@@ -54,16 +69,16 @@ class Transport {
     start_all_gather(send, receive, bytes, operation, exec)->wait(exec);
   }
 
-  /// Sums piece `rank()` of all ranks' `send` (size() pieces of `count` elements of `wire`), in
-  /// rank order and in the arithmetic of `result_type` (fp32 or fp64), into `result`: one rounding,
-  /// and the same bits whoever computes it.
-  virtual void reduce_scatter(const void* send, DType wire, void* result, DType result_type,
-                              std::int64_t count, SumMode mode, const Operation& operation,
+  /// Sums piece `rank()` of all ranks' `send` (size() pieces of `count` elements) into `result`.
+  virtual void reduce_scatter(const void* send, void* result, std::int64_t count,
+                              const Reduction& reduction, const Operation& operation,
                               const Execution& exec) = 0;
 
-  /// Replaces `data` on all ranks by the sum in rank order; the same bits on all ranks.
-  virtual void all_reduce(void* data, DType dtype, std::int64_t count, const Operation& operation,
-                          const Execution& exec) = 0;
+  /// Replaces `data`, `count` elements of `source`, which is also `result`, by the sums; the same
+  /// bits on all ranks: what a sum loses in the wire dtype on its way to the others, the rank that
+  /// computed it gives up too. `mode` is assign.
+  virtual void all_reduce(void* data, std::int64_t count, const Reduction& reduction,
+                          const Operation& operation, const Execution& exec) = 0;
 
   /// Gathers a few bytes of host memory from every rank, in a logarithmic number of messages.
   virtual void all_gather_small(const void* send, void* receive, std::int64_t bytes,
@@ -74,6 +89,9 @@ class Transport {
 
   /// Returns when every rank has entered.
   virtual void barrier(const Operation& operation) = 0;
+
+  /// A hash of all operations of this group so far, in their order: equal on all its ranks.
+  [[nodiscard]] virtual std::uint64_t fingerprint() const = 0;
 };
 
 }  // namespace mics::comm

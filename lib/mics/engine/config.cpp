@@ -308,7 +308,7 @@ PlanRequest Config::plan_request() const {
   request.preset = name(preset);
   request.compute = compute;
   request.master = master_for(compute);
-  request.has_moments = optimizer.kind == OptimizerKind::adamw;
+  request.states = optimizer.kind == OptimizerKind::adamw ? 2 : 0;
   request.optimizer = optimizer.kind == OptimizerKind::adamw ? "AdamW" : "SGD";
   request.keep_gathered = preset == Preset::zero2;
   request.want_two_stage = two_stage != Switch::off;

@@ -19,7 +19,8 @@ Lease::Lease(Lease&& other) noexcept
 Lease::~Lease() {
   if (engine_ == nullptr) return;
   if (std::uncaught_exceptions() > exceptions_) {
-    engine_->fail("an exception passed through a lease of unit " + engine_->unit_name(unit_), true);
+    engine_->fail("an exception passed through a lease of unit " + engine_->unit_name(unit_),
+                  comm::FailureKind::text_follows);
   }
   end();
 }
@@ -53,7 +54,7 @@ GradientScope::~GradientScope() {
   if (engine_ == nullptr) return;
   engine_->fail(
       "gradient scope of unit " + engine_->unit_name(unit_) + " ended without reduce() or defer()",
-      std::uncaught_exceptions() > 0);
+      std::uncaught_exceptions() > 0 ? comm::FailureKind::text_follows : comm::FailureKind::cause);
 }
 
 void GradientScope::also_on(const Execution& exec) { users_.push_back(exec); }
@@ -123,11 +124,11 @@ void Engine::set_learning_rates(std::span<const double> table) {
 }
 void Engine::declare_order(std::span<const UnitId> order) { state_->declare_order(order); }
 void Engine::sum(std::span<double> values) { state_->sum(values); }
-void Engine::read(ParameterId parameter, std::span<double> values, bool master) {
-  state_->read(parameter, values, master);
+void Engine::read(ParameterId parameter, std::span<double> values, std::string_view array) {
+  state_->read(parameter, values, array);
 }
 void Engine::quiet(const Execution& exec) { state_->quiet(exec); }
-void Engine::fail(std::string_view text) noexcept { state_->fail(std::string(text), false); }
+void Engine::fail(std::string_view text) noexcept { state_->fail(std::string(text), comm::FailureKind::cause); }
 
 bool Engine::alive() const { return !state_->failures().failed(); }
 int Engine::failed_rank() const { return state_->failures().failed_rank(); }

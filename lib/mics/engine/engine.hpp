@@ -49,6 +49,7 @@ struct RawView {
 struct ViewRequest {
   ParameterId parameter;
   DType dtype = DType::fp32;
+  bool complex = false;
   int rank = 0;
   MemoryLayout layout = MemoryLayout::right;
   bool host = true;
@@ -59,17 +60,30 @@ template <class DataType, class Layout, class Space>
 using ParameterView =
     Kokkos::View<DataType, Layout, Space, Kokkos::MemoryTraits<Kokkos::Unmanaged>>;
 
+/// Splits an element type into the dtype of its parts and whether there are two of them.
+template <class T>
+struct ElementTraits {
+  static_assert(is_element_type<T>,
+                "element type must be double, float, mics::bf16, mics::fp16 or a Kokkos::complex");
+  static constexpr DType dtype = dtype_of<T>;
+  static constexpr bool complex = false;
+};
+template <class T>
+struct ElementTraits<Kokkos::complex<T>> {
+  static constexpr DType dtype = dtype_of<T>;
+  static constexpr bool complex = true;
+};
+
 template <class DataType, class Layout, class Space>
 ViewRequest view_request(ParameterId parameter) {
   using Traits = DataTypeTraits<DataType>;
   using Value = std::remove_const_t<typename Traits::value_type>;
-  static_assert(is_element_type<Value>,
-                "element type must be double, float, mics::bf16 or mics::fp16");
   static_assert(
       std::is_same_v<Layout, Kokkos::LayoutRight> || std::is_same_v<Layout, Kokkos::LayoutLeft>,
       "layout must be LayoutRight or LayoutLeft");
   return {parameter,
-          dtype_of<Value>,
+          ElementTraits<Value>::dtype,
+          ElementTraits<Value>::complex,
           Traits::rank,
           std::is_same_v<Layout, Kokkos::LayoutRight> ? MemoryLayout::right : MemoryLayout::left,
           Kokkos::SpaceAccessibility<Space, Kokkos::HostSpace>::accessible,
@@ -154,8 +168,9 @@ class GradientScope {
   GradientScope(const GradientScope&) = delete;
   ~GradientScope();
 
-  /// The parameter's gradient, e.g. `scope.view<float**>(weight)`, in the parameter's dtype and
-  /// shape. Local; no copy. \throws as Lease::view, and ArgumentError for a frozen parameter.
+  /// The parameter's gradient, e.g. `scope.view<float**>(weight)`, in the gradient dtype (the
+  /// parameter's, unless the configuration sets another) and the parameter's shape. That of a
+  /// complex parameter is d(loss)/d(real) + i d(loss)/d(imaginary). Local; no copy. \throws as Lease::view, and ArgumentError for a frozen parameter.
   template <class DataType, class Layout = Kokkos::LayoutRight,
             class Space = Kokkos::DefaultHostExecutionSpace::memory_space>
   [[nodiscard]] auto view(ParameterId parameter) const {
@@ -194,7 +209,9 @@ struct StepResult {
   double loss = 0;           ///< sum of `Engine::loss()` over ranks / samples
   double gradient_norm = 0;  ///< 2-norm of the mean gradient before clipping
   double learning_rate = 0;
-  bool skipped = false;  ///< the state was left as it was: non-finite norm, or no samples
+  double loss_scale = 1;  ///< of this step's gradients
+  bool skipped = false;   ///< the state was left as it was: non-finite norm, or no samples
+  bool overflow = false;  ///< a gradient was not finite
   std::vector<std::string> untouched;  ///< buffers that no rank contributed to: left as they were
 };
 
@@ -270,8 +287,9 @@ class Engine {
 
   /// Reduces over the replicas what is not reduced yet, clips, updates or skips, and writes the
   /// parameters. Collective over all ranks; blocks with the MPI transport.
-  /// \throws StateError if the last micro-step was not announced, a lease or scope is open, or a
-  /// scope is deferred
+  /// \throws StateError if the last micro-step was not announced, a lease or scope is open, a
+  /// scope is deferred, or gradients are not finite at the lowest loss scale (the state is then as
+  /// it was, and the engine goes on); CommError if replicas differ and are not to be repaired
   StepHandle step();
 
   /// Where the application adds the sum of its samples' losses in a micro-step; host memory.
@@ -280,7 +298,7 @@ class Engine {
   [[nodiscard]] ScalarView<const double> loss_scale() const;
 
   /// Learning rates of the coming steps, entry i for step i from the beginning; the last one stays.
-  /// The same on every rank. Local. \throws ConfigError for an empty table or a value that is not
+  /// They replace the configuration's schedule. The same on every rank. Local. \throws ConfigError for an empty table or a value that is not
   /// finite or negative
   void set_learning_rates(std::span<const double> table);
 
@@ -291,10 +309,13 @@ class Engine {
   /// Sums values over all ranks in a fixed order: the same bits on every rank. Collective; blocks.
   void sum(std::span<double> values);
 
-  /// Copies a whole parameter, in row-major order and as fp64, to `values` on every rank: the
-  /// master values if `master`, else the compute ones. Collective over the shard group; blocks. For
-  /// tests and small tools: it needs the memory of the parameter. `values` has the spec's count.
-  void read(ParameterId parameter, std::span<double> values, bool master = true);
+  /// Copies one array of a parameter, in row-major order and as fp64, to `values` on every rank:
+  /// "master_weights", "compute" (what leases show) or a state of the optimizer such as "exp_avg";
+  /// a frozen parameter has only its compute values. Collective over the shard group; blocks. For
+  /// tests and small tools: it needs the memory of the parameter. `values` has the spec's
+  /// scalars(): a complex element is its real part, then its imaginary one.
+  void read(ParameterId parameter, std::span<double> values,
+            std::string_view array = "master_weights");
 
   /// Finishes everything that mics has under way; nothing is in flight until the next call, so that
   /// the application may communicate on the same devices. Local; blocks the host.

@@ -10,7 +10,7 @@ namespace mics::optim {
 double sum_of_squares(const void* values, DType dtype, std::int64_t count,
                       std::span<double> partials) {
   double* partial = partials.data();
-  visit_arithmetic(dtype, [&](auto tag) {
+  visit(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const T* value = static_cast<const T*>(values);
     state::for_blocks("mics::optim::sum_of_squares", count,

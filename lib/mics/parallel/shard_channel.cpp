@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/hash.hpp>
 #include <mics/parallel/shard_channel.hpp>
 
 #include <cstddef>
@@ -43,16 +44,29 @@ std::unique_ptr<comm::PendingCollective> ShardChannel::start_gather(
   return std::make_unique<TwoStageGather>(*this, shard, full, shard_bytes, operation, exec);
 }
 
-void ShardChannel::reduce(const void* full, DType wire, void* shard, DType sum_type,
-                          std::int64_t shard_count, comm::SumMode mode, void* scratch,
+void ShardChannel::reduce(const void* full, void* shard, std::int64_t shard_count,
+                          const comm::Reduction& reduction, DType between, void* scratch,
                           const comm::Operation& operation, const Execution& exec) {
   if (!two_stage()) {
-    flat_->reduce_scatter(full, wire, shard, sum_type, shard_count, mode, operation, exec);
+    flat_->reduce_scatter(full, shard, shard_count, reduction, operation, exec);
     return;
   }
-  intra_->reduce_scatter(full, wire, scratch, sum_type, inter_->size() * shard_count,
-                         comm::SumMode::assign, operation, exec);
-  inter_->reduce_scatter(scratch, sum_type, shard, sum_type, shard_count, mode, operation, exec);
+  const DType sums = scratch_dtype(reduction.wire, reduction.result);
+  comm::Reduction inside = reduction;
+  inside.result = sums;
+  inside.mode = comm::SumMode::assign;
+  intra_->reduce_scatter(full, scratch, inter_->size() * shard_count, inside, operation, exec);
+  const comm::Reduction outside{.source = sums,
+                                .wire = between,
+                                .result = reduction.result,
+                                .factor = 1,
+                                .mode = reduction.mode};
+  inter_->reduce_scatter(scratch, shard, shard_count, outside, operation, exec);
+}
+
+std::uint64_t ShardChannel::fingerprint() const {
+  if (!two_stage()) return flat_->fingerprint();
+  return hash_combine(intra_->fingerprint(), inter_->fingerprint());
 }
 
 }  // namespace mics::parallel

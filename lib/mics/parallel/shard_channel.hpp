@@ -15,8 +15,8 @@ namespace mics::parallel {
 ///   gather   stage 1, between nodes: shards [lane*I, (lane+1)*I) to their final place
 ///            stage 2, inside the node: one in-place all-gather of I shards
 ///   reduce   stage 1, inside the node: reduce-scatter of I shards into `scratch`
-///            stage 2, between nodes: reduce-scatter of one shard, in the accumulator's dtype, so
-///            that each addend is still rounded only once
+///            stage 2, between nodes: reduce-scatter of one shard; in the dtype of the sums each
+///            addend is still rounded only once
 ///
 /// Bytes over a node's link for a buffer of M bytes: (p - g)/p * M instead of (p - 1)/p * M a rank
 /// in a flat ring. Both give the same gathered bytes.
@@ -36,16 +36,24 @@ class ShardChannel {
       const Execution& exec);
 
   /// Sums this rank's shard of all ranks' `full` into `shard`. Collective over the group; blocks.
-  /// \param scratch  scratch_count(shard_count) elements of `sum_type`, aligned
-  void reduce(const void* full, DType wire, void* shard, DType sum_type, std::int64_t shard_count,
-              comm::SumMode mode, void* scratch, const comm::Operation& operation,
-              const Execution& exec);
+  /// \param between  wire dtype of stage 2; \param scratch  scratch_bytes() bytes, aligned
+  void reduce(const void* full, void* shard, std::int64_t shard_count,
+              const comm::Reduction& reduction, DType between, void* scratch,
+              const comm::Operation& operation, const Execution& exec);
 
-  /// Elements of scratch that `reduce` needs.
-  [[nodiscard]] static std::int64_t scratch_count(bool two_stage, int nodes,
-                                                  std::int64_t shard_count) {
-    return two_stage ? nodes * shard_count : 0;
+  /// Dtype of the sums of stage 1.
+  [[nodiscard]] static DType scratch_dtype(DType wire, DType result) {
+    return wire == DType::fp64 || result == DType::fp64 ? DType::fp64 : DType::fp32;
   }
+  /// Bytes of scratch that `reduce` needs.
+  [[nodiscard]] static std::int64_t scratch_bytes(bool two_stage, int nodes,
+                                                  std::int64_t shard_count, DType wire,
+                                                  DType result) {
+    return two_stage ? nodes * shard_count * bytes_of(scratch_dtype(wire, result)) : 0;
+  }
+
+  /// A hash of the group's operations so far, equal on all its ranks.
+  [[nodiscard]] std::uint64_t fingerprint() const;
 
  private:
   class TwoStageGather;

@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
+#include <string_view>
 
 namespace mics {
 namespace {
@@ -31,6 +33,9 @@ std::string plural(std::int64_t n, const std::string& noun) {
   return std::to_string(n) + ' ' + noun + (n == 1 ? "" : "s");
 }
 
+// 2^-ceil(log2 n).
+double power_of_two_below(double n) { return std::exp2(-std::ceil(std::log2(n))); }
+
 }  // namespace
 
 Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequest& request)
@@ -49,6 +54,9 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
 
   std::int64_t longest_shard = 0;
   std::int64_t partials = 0;
+  bool convert1 = false;
+  bool convert_between = false;
+  bool convert2 = false;
   for (int b = 0; b < flat_.buffer_count(); ++b) {
     const state::FlatBuffer& buffer = flat_.buffer(b);
     const std::int64_t shard = buffer.flat.shard_count();
@@ -62,15 +70,18 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
     const std::int64_t master = bytes_of(master_dtype(b));
     const std::int64_t sum = bytes_of(sum_dtype(b));
     if (!master_is_compute(b)) memory_.master_weights += state::arena_bytes(shard * master);
-    if (request.has_moments) memory_.moments += 2 * state::arena_bytes(shard * master);
+    memory_.optimizer_states += request.states * state::arena_bytes(shard * master);
     memory_.accumulators += state::arena_bytes(shard * sum);
     if (has_resident_gradient(b)) {
-      memory_.resident += state::arena_bytes(buffer.flat.count() * element);
+      memory_.resident += state::arena_bytes(buffer.flat.count() * bytes_of(gradient_dtype(b)));
     }
-    if (two_stage_) {
-      longest_shard = std::max(longest_shard, sum * parallel::ShardChannel::scratch_count(
-                                                        true, layout.nodes_per_group(), shard));
-    }
+    longest_shard = std::max(
+        longest_shard, parallel::ShardChannel::scratch_bytes(two_stage_, layout.nodes_per_group(),
+                                                             shard, hop1_wire(b), sum_dtype(b)));
+    convert1 = convert1 || gradient_dtype(b) != hop1_wire(b) || hop1_factor(b) != 1;
+    convert_between = convert_between || between_wire(b) != parallel::ShardChannel::scratch_dtype(
+                                                                hop1_wire(b), sum_dtype(b));
+    convert2 = convert2 || sum_dtype(b) != hop2_wire(b) || hop2_factor(b) != 1;
     partials = std::max(partials, state::blocks_of(shard));
   }
   memory_.scratch = state::arena_bytes(longest_shard) +
@@ -83,19 +94,21 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
     if (unit_needs_slot_[static_cast<std::size_t>(u)]) {
       gather_slot_bytes_ = std::max(gather_slot_bytes_, flat_.gathered_bytes(UnitId{u}));
     }
-    gradient_slot_bytes_ = std::max(gradient_slot_bytes_, flat_.gradient_bytes(UnitId{u}));
+    gradient_slot_bytes_ = std::max(gradient_slot_bytes_, gradient_bytes(UnitId{u}));
   }
   memory_.gather_slots = request.slots * gather_slot_bytes_;
   memory_.gradient_slots = request.slots * gradient_slot_bytes_;
-  memory_.arena = memory_.compute_shards + memory_.master_weights + memory_.moments +
+  memory_.arena = memory_.compute_shards + memory_.master_weights + memory_.optimizer_states +
                   memory_.accumulators + memory_.gather_slots + memory_.gradient_slots +
                   memory_.resident + memory_.scratch;
 
   // Hop 1 and hop 2 stage what arrives; each transport that reduces has its own.
-  memory_.staging = comm::MpiTransport::staging_bytes(layout.replicas());
-  memory_.staging += two_stage_ ? comm::MpiTransport::staging_bytes(layout.lanes()) +
-                                      comm::MpiTransport::staging_bytes(layout.nodes_per_group())
-                                : comm::MpiTransport::staging_bytes(layout.shard_size());
+  using comm::MpiTransport;
+  memory_.staging = MpiTransport::staging_bytes(layout.replicas(), convert2);
+  memory_.staging +=
+      two_stage_ ? MpiTransport::staging_bytes(layout.lanes(), convert1) +
+                       MpiTransport::staging_bytes(layout.nodes_per_group(), convert_between)
+                 : MpiTransport::staging_bytes(layout.shard_size(), convert1);
 
   for (int b = flat_.buffer_count() - 1; b >= 0; --b) {
     if (flat_.buffer(b).trainable && !flat_.buffer(b).persistent()) hop2_order_.push_back(b);
@@ -117,8 +130,47 @@ DType Plan::master_dtype(int buffer) const {
   return flat_.buffer(buffer).dtype == DType::fp64 ? DType::fp64 : request_.master;
 }
 
+DType Plan::gradient_dtype(int buffer) const {
+  const DType own = flat_.buffer(buffer).dtype;
+  return own == DType::fp64 ? own : request_.gradient.value_or(own);
+}
+
 DType Plan::sum_dtype(int buffer) const {
-  return flat_.buffer(buffer).dtype == DType::fp64 ? DType::fp64 : DType::fp32;
+  if (flat_.buffer(buffer).dtype == DType::fp64) return DType::fp64;
+  return request_.accumulate.value_or(DType::fp32);
+}
+
+DType Plan::hop1_wire(int buffer) const { return request_.wire.value_or(gradient_dtype(buffer)); }
+
+DType Plan::between_wire(int buffer) const {
+  return request_.wire.value_or(
+      parallel::ShardChannel::scratch_dtype(hop1_wire(buffer), sum_dtype(buffer)));
+}
+
+DType Plan::hop2_wire(int buffer) const { return request_.wire.value_or(sum_dtype(buffer)); }
+
+// Sums are taken in fp32 whatever travels, so only what is rounded to fp16 can overflow: gradients
+// of a wider dtype on an fp16 wire, and sums in an fp16 accumulator.
+double Plan::hop1_factor(int buffer) const {
+  const bool narrows = hop1_wire(buffer) == DType::fp16 && gradient_dtype(buffer) != DType::fp16;
+  double addends = 1;
+  if (narrows || sum_dtype(buffer) == DType::fp16) addends *= layout_.shard_size();
+  if (sum_dtype(buffer) == DType::fp16) addends *= request_.micro_steps;
+  return power_of_two_below(addends) / request_.predivide;
+}
+
+double Plan::hop2_factor(int buffer) const {
+  const bool narrow = hop2_wire(buffer) == DType::fp16 || sum_dtype(buffer) == DType::fp16;
+  return narrow ? power_of_two_below(layout_.replicas()) : 1;
+}
+
+std::int64_t Plan::gradient_bytes(UnitId unit) const {
+  std::int64_t bytes = 0;
+  for (const int b : flat_.buffers_of(unit)) {
+    if (!flat_.buffer(b).trainable) continue;
+    bytes += state::arena_bytes(flat_.buffer(b).flat.count() * bytes_of(gradient_dtype(b)));
+  }
+  return bytes;
 }
 
 bool Plan::master_is_compute(int buffer) const {
@@ -181,6 +233,20 @@ std::string Plan::text(std::span<const UnitId> order) const {
            std::string(std::max<std::size_t>(1, 18 - std::min<std::size_t>(17, key.size())), ' ') +
            value + '\n';
   };
+  // The dtypes that trainable buffers have, mostly one.
+  const auto dtypes = [&](std::string_view what) {
+    std::string names;
+    for (const int b : hop2_order_) {
+      const DType dtype = what == "gradient" ? gradient_dtype(b)
+                          : what == "hop 1"  ? hop1_wire(b)
+                          : what == "hop 2"  ? hop2_wire(b)
+                          : what == "sum"    ? sum_dtype(b)
+                                             : master_dtype(b);
+      const std::string word(name(dtype));
+      if (names.find(word) == std::string::npos) names += (names.empty() ? "" : "/") + word;
+    }
+    return names.empty() ? std::string("none") : names;
+  };
   out += "plan\n";
   line("placement", request_.preset + ": " + plural(layout_.world_size(), "rank") + " on " +
                         plural(layout_.nodes(), "node") + ", " + plural(replicas, "shard group") +
@@ -201,15 +267,14 @@ std::string Plan::text(std::span<const UnitId> order) const {
                     plural(static_cast<std::int64_t>(unit_needs_slot_.size()), "unit") + ", " +
                     plural(flat_.buffer_count(), "buffer") + " (" +
                     std::to_string(flat_.persistent_buffers().size()) + " persistent)");
-  line("dtypes",
-       "compute " + std::string(name(request_.compute)) + ", wire " +
-           std::string(name(request_.compute)) + ", accumulate " +
-           std::string(request_.compute == DType::fp64 ? "fp64" : "fp32") + ", master " +
-           std::string(name(request_.compute == DType::fp64 ? DType::fp64 : request_.master)));
+  line("dtypes", "compute " + std::string(name(request_.compute)) + ", gradient " +
+                     dtypes("gradient") + ", wire " + dtypes("hop 1") + " (hop 1), " +
+                     dtypes("hop 2") + " (hop 2), accumulate " + dtypes("sum") + ", master " +
+                     dtypes("master"));
   line("optimizer", request_.optimizer + ", state over the shard group");
   line("bytes a rank", human(memory_.total()) + " = shards " + human(memory_.compute_shards) +
-                           ", master " + human(memory_.master_weights) + ", moments " +
-                           human(memory_.moments) + ", accumulators " +
+                           ", master " + human(memory_.master_weights) + ", optimizer " +
+                           human(memory_.optimizer_states) + ", accumulators " +
                            human(memory_.accumulators) + ",");
   line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
                human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +

@@ -7,6 +7,7 @@
 #include <mics/state/model.hpp>
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,8 +18,12 @@ namespace mics {
 struct PlanRequest {
   std::string preset;  ///< its name, for the text
   DType compute = DType::fp32;
-  DType master = DType::fp32;  ///< of parameters that are not fp64
-  bool has_moments = true;     ///< exp_avg and exp_avg_sq
+  DType master = DType::fp32;            ///< of parameters that are not fp64
+  std::optional<DType> gradient = {};    ///< of gradient views; default: the parameter's
+  std::optional<DType> wire = {};        ///< of both hops; default: gradient, then accumulator
+  std::optional<DType> accumulate = {};  ///< default: fp32
+  double predivide = 1;                  ///< gradients are divided by it before hop 1
+  int states = 2;                        ///< arrays of the optimizer a master weight
   std::string optimizer = "AdamW";
   bool keep_gathered = false;  ///< gathered once a step and kept (ddp, zero2)
   bool want_two_stage = true;
@@ -43,7 +48,7 @@ struct CollectiveCounts {
 struct MemoryPlan {
   std::int64_t compute_shards = 0;
   std::int64_t master_weights = 0;  ///< 0 where the compute shard is the master
-  std::int64_t moments = 0;
+  std::int64_t optimizer_states = 0;
   std::int64_t accumulators = 0;
   std::int64_t gather_slots = 0;
   std::int64_t gradient_slots = 0;
@@ -71,7 +76,19 @@ class Plan {
   /// True if the compute shard is also the master copy.
   [[nodiscard]] bool master_is_compute(int buffer) const;
   [[nodiscard]] DType master_dtype(int buffer) const;
+  [[nodiscard]] DType gradient_dtype(int buffer) const;
+  /// Of the accumulator, which has the dtype of the sums over the shard group and micro-steps.
   [[nodiscard]] DType sum_dtype(int buffer) const;
+  [[nodiscard]] DType hop1_wire(int buffer) const;
+  /// Of the second stage of hop 1, between nodes.
+  [[nodiscard]] DType between_wire(int buffer) const;
+  [[nodiscard]] DType hop2_wire(int buffer) const;
+  /// What every addend of hop 1 and of hop 2 is multiplied by before it is rounded, so that 16-bit
+  /// sums overflow only where the mean would; the optimizer divides by the product.
+  [[nodiscard]] double hop1_factor(int buffer) const;
+  [[nodiscard]] double hop2_factor(int buffer) const;
+  /// Bytes of the gradients of a unit in one slot.
+  [[nodiscard]] std::int64_t gradient_bytes(UnitId unit) const;
   [[nodiscard]] std::int64_t gather_slot_bytes() const { return gather_slot_bytes_; }
   [[nodiscard]] std::int64_t gradient_slot_bytes() const { return gradient_slot_bytes_; }
   [[nodiscard]] std::int64_t scratch_bytes() const { return memory_.scratch; }

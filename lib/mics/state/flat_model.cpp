@@ -17,7 +17,7 @@ FlatModel::FlatModel(const Model& model, DType dtype, int shards, int slices,
                        std::vector<ParameterId> parameters) {
     FlatBuffer buffer{name, unit, kind.first, kind.second, std::move(parameters), {}};
     std::vector<std::int64_t> counts;
-    for (const ParameterId id : buffer.parameters) counts.push_back(model.spec(id).count);
+    for (const ParameterId id : buffer.parameters) counts.push_back(model.spec(id).scalars());
     buffer.flat = layout::FlatLayout::make(counts, shards, slices);
     const int index = buffer_count();
     for (std::size_t i = 0; i < buffer.parameters.size(); ++i) {
@@ -45,10 +45,12 @@ FlatModel::FlatModel(const Model& model, DType dtype, int shards, int slices,
     std::map<Kind, std::vector<ParameterId>> kinds;
     for (const ParameterId id : model.parameters(UnitId{u})) {
       const ParameterSpec& spec = model.spec(id);
-      const Kind kind{spec.options.dtype.value_or(dtype), spec.options.trainable};
-      const bool small = persistence.threshold > 0 && spec.count <= persistence.threshold &&
-                         persisted + spec.count <= persistence.model_threshold;
-      if (small) persisted += spec.count;
+      const bool widened = spec.options.complex && bytes_of(dtype) < 4;
+      const Kind kind{spec.options.dtype.value_or(widened ? DType::fp32 : dtype),
+                      spec.options.trainable};
+      const bool small = persistence.threshold > 0 && spec.scalars() <= persistence.threshold &&
+                         persisted + spec.scalars() <= persistence.model_threshold;
+      if (small) persisted += spec.scalars();
       (small ? persistent : kinds)[kind].push_back(id);
     }
     add_all(u, model.name(UnitId{u}), kinds);
@@ -59,15 +61,6 @@ FlatModel::FlatModel(const Model& model, DType dtype, int shards, int slices,
 std::int64_t FlatModel::gathered_bytes(UnitId unit) const {
   std::int64_t bytes = 0;
   for (const int b : buffers_of(unit)) {
-    bytes += arena_bytes(buffer(b).flat.count() * bytes_of(buffer(b).dtype));
-  }
-  return bytes;
-}
-
-std::int64_t FlatModel::gradient_bytes(UnitId unit) const {
-  std::int64_t bytes = 0;
-  for (const int b : buffers_of(unit)) {
-    if (!buffer(b).trainable) continue;
     bytes += arena_bytes(buffer(b).flat.count() * bytes_of(buffer(b).dtype));
   }
   return bytes;

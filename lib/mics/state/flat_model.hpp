@@ -60,8 +60,6 @@ class FlatModel {
   [[nodiscard]] const std::vector<int>& persistent_buffers() const { return persistent_; }
   /// Bytes of the gathered parameters of a unit in one slot, each buffer aligned.
   [[nodiscard]] std::int64_t gathered_bytes(UnitId unit) const;
-  /// Bytes of the gradients of a unit in one slot.
-  [[nodiscard]] std::int64_t gradient_bytes(UnitId unit) const;
 
  private:
   std::vector<FlatBuffer> buffers_;

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/dtype.hpp>
+
 #include <Kokkos_Core.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 
 namespace mics::state {
@@ -45,6 +48,17 @@ inline void clear(const std::string& label, void* data, std::int64_t bytes) {
     const std::int64_t first = begin * grain;
     std::memset(static_cast<std::byte*>(data) + first, 0,
                 static_cast<std::size_t>(std::min(bytes, end * grain) - first));
+  });
+}
+
+/// Sets `count` elements of host memory to NaN, so that an element which should not be used shows.
+inline void poison(void* data, DType dtype, std::int64_t count) {
+  visit(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* const values = static_cast<T*>(data);
+    for_blocks("mics::state::poison", count, [=](std::int64_t begin, std::int64_t end) {
+      std::fill(values + begin, values + end, T(std::numeric_limits<float>::quiet_NaN()));
+    });
   });
 }
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <numbers>
 #include <utility>
 
 namespace mics {
@@ -77,6 +78,13 @@ Init Init::function(std::function<double(std::int64_t)> value) {
   return init;
 }
 
+Init Init::complex_function(std::function<std::complex<double>(std::int64_t)> value) {
+  Init init;
+  init.kind_ = Kind::complex_function;
+  init.complex_function_ = std::move(value);
+  return init;
+}
+
 double Init::operator()(std::uint64_t seed, ParameterId parameter, std::int64_t index) const {
   const RandomStream stream{seed, static_cast<std::uint64_t>(parameter.value)};
   switch (kind_) {
@@ -88,8 +96,19 @@ double Init::operator()(std::uint64_t seed, ParameterId parameter, std::int64_t 
       return a_ + (b_ - a_) * stream.uniform(static_cast<std::uint64_t>(index));
     case Kind::function:
       return function_(index);
+    case Kind::complex_function:
+      break;
   }
-  return 0;
+  return complex_function_(index).real();
+}
+
+std::complex<double> Init::complex_value(std::uint64_t seed, ParameterId parameter,
+                                         std::int64_t index) const {
+  if (kind_ == Kind::complex_function) return complex_function_(index);
+  if (kind_ == Kind::constant || kind_ == Kind::function) return (*this)(seed, parameter, index);
+  const double scale = kind_ == Kind::normal ? std::numbers::sqrt2 / 2 : 1;
+  return {scale * (*this)(seed, parameter, 2 * index),
+          scale * (*this)(seed, parameter, 2 * index + 1)};
 }
 
 std::string Init::describe() const {
@@ -101,6 +120,7 @@ std::string Init::describe() const {
     case Kind::uniform:
       return "uniform " + exact(a_) + " " + exact(b_);
     case Kind::function:
+    case Kind::complex_function:
       break;
   }
   return "function";
@@ -155,6 +175,11 @@ ParameterId Model::parameter(UnitId unit, std::string_view name, std::vector<std
                           .expected = "finite factors of at least 0",
                           .found = std::to_string(factor)});
   }
+  if (options.complex && options.dtype && bytes_of(*options.dtype) < 4) {
+    raise<ArgumentError>({.object = object,
+                          .expected = "fp32 or fp64 for a complex parameter",
+                          .found = std::string(mics::name(*options.dtype))});
+  }
   const std::int64_t count = product(shape, object);
   const ParameterId id{parameters()};
   parameters_.push_back({full, unit, std::move(shape), count, std::move(options)});
@@ -175,8 +200,8 @@ std::string Model::describe() const {
     const ParameterOptions& o = spec.options;
     text += spec.name + ' ' + show(spec.shape) + ' ' +
             std::string(o.dtype ? mics::name(*o.dtype) : "default") +
-            (o.trainable ? " trainable " : " frozen ") + exact(o.weight_decay_factor) + ' ' +
-            exact(o.learning_rate_factor) +
+            (o.complex ? " complex" : "") + (o.trainable ? " trainable " : " frozen ") +
+            exact(o.weight_decay_factor) + ' ' + exact(o.learning_rate_factor) +
             (o.layout == MemoryLayout::right ? " right " : " left ") + o.init.describe() + '\n';
   }
   return text;

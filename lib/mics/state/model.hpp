@@ -3,6 +3,7 @@
 
 #include <mics/base/dtype.hpp>
 
+#include <complex>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -41,25 +42,36 @@ class Init {
   [[nodiscard]] static Init uniform(double low, double high);
   /// Any function of the row-major element index: the same on every rank, called from any thread.
   [[nodiscard]] static Init function(std::function<double(std::int64_t)> value);
+  /// The same for complex parameters.
+  [[nodiscard]] static Init complex_function(
+      std::function<std::complex<double>(std::int64_t)> value);
 
   /// Value of element `index` of parameter `parameter`.
   [[nodiscard]] double operator()(std::uint64_t seed, ParameterId parameter,
                                   std::int64_t index) const;
+  /// Value of an element of a complex parameter. `normal` has its standard deviation over both
+  /// parts together, `uniform` draws each part, the others are real.
+  [[nodiscard]] std::complex<double> complex_value(std::uint64_t seed, ParameterId parameter,
+                                                   std::int64_t index) const;
   /// One line that tells two initializers apart, as far as they can be: a function is opaque.
   [[nodiscard]] std::string describe() const;
 
  private:
-  enum class Kind : std::uint8_t { constant, normal, uniform, function };
+  enum class Kind : std::uint8_t { constant, normal, uniform, function, complex_function };
   Kind kind_ = Kind::constant;
   double a_ = 0;
   double b_ = 0;
   std::function<double(std::int64_t)> function_;
+  std::function<std::complex<double>(std::int64_t)> complex_function_;
 };
 
 /// What may be said of a parameter beside its name and shape.
 struct ParameterOptions {
   Init init = Init::zeros();
   std::optional<DType> dtype = {};  ///< of the gathered parameter; default: the engine's
+  /// Elements are `Kokkos::complex<float>` or `<double>`: pairs of fp32 or fp64, fp32 where the
+  /// engine's dtype has 16 bits. Gradients, sums and optimizers treat the two parts as two numbers.
+  bool complex = false;
   bool trainable = true;            ///< frozen parameters have no gradient and no optimizer state
   double weight_decay_factor = 1;   ///< multiplies the optimizer's weight decay
   double learning_rate_factor = 1;  ///< multiplies the optimizer's learning rate
@@ -73,6 +85,9 @@ struct ParameterSpec {
   std::vector<std::int64_t> shape;  ///< up to 8 extents, 0 allowed; empty: a scalar
   std::int64_t count = 1;           ///< product of the shape
   ParameterOptions options;
+
+  /// Real numbers in the parameter: two an element if it is complex.
+  [[nodiscard]] std::int64_t scalars() const { return options.complex ? 2 * count : count; }
 };
 
 /// The parameters of a model, grouped into units that are gathered and reduced together. A plain

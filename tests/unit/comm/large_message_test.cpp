@@ -51,8 +51,13 @@ TEST(LargeMessage, ReducesABufferOfMoreThanTwoGibibytesOverTwoRanks) {
   };
   for (std::int64_t i = 0; i < 2 * count; ++i) send(i) = bf16(value(job_rank(), i));
 
-  world.transport.reduce_scatter(send.data(), DType::bf16, result.data(), DType::fp32, count,
-                                 SumMode::add, operation, {});
+  world.transport.reduce_scatter(send.data(), result.data(), count,
+                                 {.source = DType::bf16,
+                                  .wire = DType::bf16,
+                                  .result = DType::fp32,
+                                  .factor = 1,
+                                  .mode = SumMode::add},
+                                 operation, {});
 
   std::int64_t differences = 0;
   for (std::int64_t i = 0; i < count; ++i) {

@@ -143,7 +143,7 @@ std::vector<std::int64_t> element_counts(DType wire, bool large) {
   std::vector<std::int64_t> counts{0, 1, 5, 127, 256, 1021};
   if (large && job_size() > 1) {
     const std::int64_t chunk =
-        MpiTransport::staging_bytes(job_size()) / (2 * (job_size() - 1)) / bytes_of(wire);
+        MpiTransport::staging_bytes(job_size(), false) / (2 * (job_size() - 1)) / bytes_of(wire);
     counts.insert(counts.end(), {chunk - 1, chunk, chunk + 1, 2 * chunk + 7});
   }
   return counts;
@@ -181,8 +181,13 @@ TEST(ReduceScatter, AssignsTheSumInRankOrderWithTheBitsOfAPlainLoop) {
         const auto send = elements_of<Wire>(job_rank(), count * job_size(), value_of);
         std::vector<Sum> result(static_cast<std::size_t>(count), Sum{99});
 
-        world.transport.reduce_scatter(send.data(), dtype_of<Wire>, result.data(), dtype_of<Sum>,
-                                       count, SumMode::assign, operation, {});
+        world.transport.reduce_scatter(send.data(), result.data(), count,
+                                       {.source = dtype_of<Wire>,
+                                        .wire = dtype_of<Wire>,
+                                        .result = dtype_of<Sum>,
+                                        .factor = 1,
+                                        .mode = SumMode::assign},
+                                       operation, {});
 
         std::int64_t differences = 0;
         for (std::int64_t i = 0; i < count; ++i) {
@@ -211,8 +216,13 @@ TEST(ReduceScatter, AddsToWhatIsThere) {
       std::vector<Sum> result(static_cast<std::size_t>(count));
       std::iota(result.begin(), result.end(), Sum{-3});
 
-      world.transport.reduce_scatter(send.data(), dtype_of<Wire>, result.data(), dtype_of<Sum>,
-                                     count, SumMode::add, operation, {});
+      world.transport.reduce_scatter(send.data(), result.data(), count,
+                                     {.source = dtype_of<Wire>,
+                                      .wire = dtype_of<Wire>,
+                                      .result = dtype_of<Sum>,
+                                      .factor = 1,
+                                      .mode = SumMode::add},
+                                     operation, {});
 
       std::int64_t differences = 0;
       for (std::int64_t i = 0; i < count; ++i) {
@@ -233,8 +243,13 @@ TEST(ReduceScatter, IsWithinOneRoundingAnAddendOfAnFp64Sum) {
   const auto send = elements_of<bf16>(job_rank(), count * job_size(), value_of);
   std::vector<float> result(count, 0.5F);
 
-  world.transport.reduce_scatter(send.data(), DType::bf16, result.data(), DType::fp32, count,
-                                 SumMode::add, operation, {});
+  world.transport.reduce_scatter(send.data(), result.data(), count,
+                                 {.source = DType::bf16,
+                                  .wire = DType::bf16,
+                                  .result = DType::fp32,
+                                  .factor = 1,
+                                  .mode = SumMode::add},
+                                 operation, {});
 
   for (std::int64_t i = 0; i < count; ++i) {
     double expected = 0.5;
@@ -255,8 +270,13 @@ TEST(ReduceScatter, KeepsNonFiniteValuesWhereTheyAre) {
   }
   std::vector<float> result(count);
 
-  world.transport.reduce_scatter(send.data(), DType::fp32, result.data(), DType::fp32, count,
-                                 SumMode::assign, operation, {});
+  world.transport.reduce_scatter(send.data(), result.data(), count,
+                                 {.source = DType::fp32,
+                                  .wire = DType::fp32,
+                                  .result = DType::fp32,
+                                  .factor = 1,
+                                  .mode = SumMode::assign},
+                                 operation, {});
 
   for (std::int64_t i = 0; i < count; ++i) {
     const float value = result[static_cast<std::size_t>(i)];
@@ -281,7 +301,8 @@ TEST(AllReduce, GivesEveryRankTheBitsOfTheSumInRankOrder) {
           using T = typename decltype(tag)::type;
           auto data = elements_of<T>(job_rank(), count, value_of);
 
-          world.transport.all_reduce(data.data(), dtype, count, operation, {});
+          world.transport.all_reduce(
+              data.data(), count, {.source = dtype, .wire = dtype, .result = dtype}, operation, {});
 
           std::int64_t differences = 0;
           for (std::int64_t i = 0; i < count; ++i) {
@@ -295,6 +316,133 @@ TEST(AllReduce, GivesEveryRankTheBitsOfTheSumInRankOrder) {
         });
       }
     }
+  }
+}
+
+/// Every combination of dtypes that a gradient, the network and an accumulator may have.
+template <class F>
+void for_each_reduction(const F& f) {
+  constexpr std::array all{DType::fp64, DType::fp32, DType::bf16, DType::fp16};
+  for (const DType source : all) {
+    for (const DType wire : all) {
+      for (const DType result : all) {
+        for (const double factor : {1.0, 0.25}) {
+          SCOPED_TRACE(std::string(name(source)) + " over " + std::string(name(wire)) + " into " +
+                       std::string(name(result)) + ", factor " + std::to_string(factor));
+          f(Reduction{.source = source, .wire = wire, .result = result, .factor = factor});
+        }
+      }
+    }
+  }
+}
+
+/// An array whose element type is known at run time.
+class Elements {
+ public:
+  Elements(DType dtype, std::int64_t count)
+      : dtype_(dtype), bytes_(static_cast<std::size_t>(count * bytes_of(dtype))) {}
+  void set(std::int64_t i, double value) {
+    visit(dtype_, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      reinterpret_cast<T*>(bytes_.data())[i] = static_cast<T>(value);
+    });
+  }
+  [[nodiscard]] double get(std::int64_t i) const {
+    return visit(dtype_, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      return static_cast<double>(reinterpret_cast<const T*>(bytes_.data())[i]);
+    });
+  }
+  [[nodiscard]] void* data() { return bytes_.data(); }
+
+ private:
+  DType dtype_;
+  std::vector<std::byte> bytes_;
+};
+
+double round_to(DType dtype, double value) {
+  return visit(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    return static_cast<double>(static_cast<T>(value));
+  });
+}
+
+// Numbers with so few bits that sums are exact in fp32, so that only the roundings to the wire and
+// to the result show.
+double addend(int rank, std::int64_t i) {
+  return static_cast<double>((i * 37 + rank * 101) % 8191 - 4095) * 0x1p-4;
+}
+double expected_sum(const Reduction& r, std::int64_t i, double before) {
+  double sum = 0;
+  for (int rank = 0; rank < job_size(); ++rank) {
+    const double source = round_to(r.source, addend(rank, i)) * r.factor;
+    sum += job_size() > 1 ? round_to(r.wire, source) : source;
+  }
+  return round_to(r.result, before + sum);
+}
+
+// Fails if the own piece is not rounded as those of others are, or a sum is rounded twice.
+TEST(ReduceScatter, RoundsEachAddendToTheWireAndTheSumOnce) {
+  World world;
+  for_each_reduction([&](Reduction reduction) {
+    const std::int64_t chunk = MpiTransport::staging_bytes(2, false) / 2 / 8;
+    for (const std::int64_t count : {std::int64_t{1}, std::int64_t{1021}, chunk + 3}) {
+      if (count > 1021 && (reduction.source != DType::fp32 || job_size() > 4)) continue;
+      Elements send(reduction.source, count * job_size());
+      Elements result(reduction.result, count);
+      for (std::int64_t i = 0; i < count * job_size(); ++i) send.set(i, addend(job_rank(), i));
+      for (std::int64_t i = 0; i < count; ++i) result.set(i, 2);
+      reduction.mode = count == 1 ? SumMode::assign : SumMode::add;
+
+      world.transport.reduce_scatter(send.data(), result.data(), count, reduction, operation, {});
+
+      std::int64_t differences = 0;
+      for (std::int64_t i = 0; i < count; ++i) {
+        const double expected =
+            expected_sum(reduction, job_rank() * count + i, reduction.mode == SumMode::add ? 2 : 0);
+        differences += result.get(i) == expected ? 0 : 1;
+      }
+      EXPECT_EQ(differences, 0) << count << " elements";
+    }
+  });
+}
+
+// Fails if the rank that computed a sum keeps bits of it that the others never see.
+TEST(AllReduce, GivesEveryRankTheSameBitsInEveryWireDtype) {
+  World world;
+  for_each_reduction([&](const Reduction& reduction) {
+    if (reduction.source != reduction.result) return;
+    for (const std::int64_t count : {0, 1, 1021, 70'001}) {
+      Elements data(reduction.source, count);
+      for (std::int64_t i = 0; i < count; ++i) data.set(i, addend(job_rank(), i));
+
+      world.transport.all_reduce(data.data(), count, reduction, operation, {});
+
+      std::int64_t differences = 0;
+      for (std::int64_t i = 0; i < count; ++i) {
+        double expected = expected_sum(reduction, i, 0);
+        if (job_size() > 1) expected = round_to(reduction.wire, expected);
+        differences += data.get(i) == round_to(reduction.result, expected) ? 0 : 1;
+      }
+      EXPECT_EQ(differences, 0) << count << " elements";
+    }
+  });
+}
+
+// Fails if fp16 addends are sent without the factor: 40000 + 40000 is infinite in fp16.
+TEST(ReduceScatter, DoesNotOverflowWhereTheMeanWouldNot) {
+  World world;
+  constexpr std::int64_t count = 3;
+  const double parts = job_size();
+  std::vector<float> send(static_cast<std::size_t>(count * job_size()), 100'000.0F);
+  std::vector<fp16> result(count);
+  const Reduction reduction{
+      .source = DType::fp32, .wire = DType::fp16, .result = DType::fp16, .factor = 0.25 / parts};
+
+  world.transport.reduce_scatter(send.data(), result.data(), count, reduction, operation, {});
+
+  for (const fp16 value : result) {
+    EXPECT_NEAR(static_cast<double>(value), 25'000.0, 25'000.0 * 0x1p-9);
   }
 }
 

@@ -62,7 +62,8 @@ TEST_F(ShardChannelTest, GathersTheSameBytesInOneStageAndInTwo) {
     Groups two = make(p, g, true);
     ASSERT_TRUE(two.groups.gather().two_stage());
     const layout::Place here = one.layout.place(world_.rank());
-    for (const std::int64_t count : {std::int64_t{256}, std::int64_t{5 * 256}, std::int64_t{100'096}}) {
+    for (const std::int64_t count :
+         {std::int64_t{256}, std::int64_t{5 * 256}, std::int64_t{100'096}}) {
       std::vector<float> shard(static_cast<std::size_t>(count));
       for (std::int64_t i = 0; i < count; ++i) {
         shard[static_cast<std::size_t>(i)] = element(here.group, here.shard, i);
@@ -100,8 +101,8 @@ TEST_F(ShardChannelTest, ReducesToTheSameSumsInOneStageAndInTwo) {
       std::vector<float> shard(static_cast<std::size_t>(count), 100.0F);
       std::vector<float> scratch(static_cast<std::size_t>(nodes * count));
 
-      way->groups.reduce().reduce(full.data(), DType::fp32, shard.data(), DType::fp32, count,
-                                  comm::SumMode::add, scratch.data(), {}, Execution());
+      way->groups.reduce().reduce(full.data(), shard.data(), count, {.mode = comm::SumMode::add},
+                                  DType::fp32, scratch.data(), {}, Execution());
 
       for (std::int64_t i = 0; i < count; ++i) {
         float expected = 100.0F;

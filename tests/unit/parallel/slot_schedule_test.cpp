@@ -180,7 +180,9 @@ TEST(SlotScheduleTest, RandomCallsNeverMoveALeasedUnit) {
           if (schedule.has_unconfirmed()) schedule.confirm();
           break;
         }
-        case 1: schedule.invalidate(); break;
+        case 1:
+          schedule.invalidate();
+          break;
         case 2:
         case 3:
         case 4: {

@@ -46,12 +46,12 @@ TEST(PlanTest, CountsTheBytesOfEachPurpose) {
 
   EXPECT_EQ(memory.compute_shards, 4 * 256 * 2);
   EXPECT_EQ(memory.master_weights, 4 * 256 * 4);
-  EXPECT_EQ(memory.moments, 4 * 256 * 8);
+  EXPECT_EQ(memory.optimizer_states, 4 * 256 * 8);
   EXPECT_EQ(memory.accumulators, 4 * 256 * 4);
   EXPECT_EQ(memory.gather_slots, 2 * 1024 * 2);
   EXPECT_EQ(memory.gradient_slots, 2 * 1024 * 2);
   EXPECT_EQ(memory.resident, 0);
-  EXPECT_EQ(memory.arena, memory.compute_shards + memory.master_weights + memory.moments +
+  EXPECT_EQ(memory.arena, memory.compute_shards + memory.master_weights + memory.optimizer_states +
                               memory.accumulators + memory.gather_slots + memory.gradient_slots +
                               memory.resident + memory.scratch);
   EXPECT_EQ(memory.total(), memory.arena + memory.staging);
@@ -74,7 +74,7 @@ TEST(PlanTest, FrozenBuffersHaveNoOptimizerStateAndNoGradient) {
 
   EXPECT_EQ(plan.memory().compute_shards, 512 * 2);
   EXPECT_EQ(plan.memory().master_weights, 0);
-  EXPECT_EQ(plan.memory().moments, 0);
+  EXPECT_EQ(plan.memory().optimizer_states, 0);
   EXPECT_EQ(plan.memory().accumulators, 0);
   EXPECT_EQ(plan.memory().gradient_slots, 0);
   EXPECT_TRUE(plan.hop2_order().empty());
@@ -219,7 +219,7 @@ TEST(PlanTest, CountsBeyond32Bits) {
 
   EXPECT_GE(plan.gather_slot_bytes(), big * 4);
   EXPECT_GE(plan.memory().compute_shards, big * 2);
-  EXPECT_GE(plan.memory().moments, big * 4);
+  EXPECT_GE(plan.memory().optimizer_states, big * 4);
 }
 
 }  // namespace

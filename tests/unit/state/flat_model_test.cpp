@@ -108,7 +108,6 @@ TEST(FlatModelTest, CountsTheBytesOfASlot) {
 
   // Buffers of 512 elements: fp32 trainable and frozen, bf16.
   EXPECT_EQ(flat.gathered_bytes(m.a), 512 * 4 + 512 * 4 + 512 * 2);
-  EXPECT_EQ(flat.gradient_bytes(m.a), 512 * 4 + 512 * 2);
   EXPECT_EQ(flat.gathered_bytes(m.b), 512 * 4);
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 
 namespace mics::comm::detail {
 namespace {
@@ -12,55 +13,117 @@ namespace {
 // Partial sums of one block stay in registers and first-level cache while the sources stream by.
 constexpr std::int64_t block = 2048;
 
-template <class Wire, class Sum>
-void sum_block(std::span<const void* const> sources, Sum* result, std::int64_t begin,
-               std::int64_t end, SumMode mode) {
-  std::array<Sum, block> partial;
-  const std::int64_t n = end - begin;
-  const Wire* first = static_cast<const Wire*>(sources[0]) + begin;
-  for (std::int64_t i = 0; i < n; ++i)
-    partial[static_cast<std::size_t>(i)] = static_cast<Sum>(first[i]);
-  for (std::size_t s = 1; s < sources.size(); ++s) {
-    const Wire* source = static_cast<const Wire*>(sources[s]) + begin;
-    for (std::int64_t i = 0; i < n; ++i) {
-      partial[static_cast<std::size_t>(i)] += static_cast<Sum>(source[i]);
-    }
-  }
-  Sum* out = result + begin;
-  if (mode == SumMode::assign) {
-    for (std::int64_t i = 0; i < n; ++i) out[i] = partial[static_cast<std::size_t>(i)];
+// Rounding to 16 bits is integer arithmetic, the same bits on every CPU, and too slow on the oldest
+// ones.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define MICS_FOR_EACH_X86_64 \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MICS_FOR_EACH_X86_64
+#endif
+MICS_FOR_EACH_X86_64 void round_block(const float* wide, bf16* narrow, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) narrow[i] = bf16(wide[i]);
+}
+MICS_FOR_EACH_X86_64 void round_block(const float* wide, fp16* narrow, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) narrow[i] = fp16(wide[i]);
+}
+#undef MICS_FOR_EACH_X86_64
+
+template <class From, class To>
+void round_block(const From* wide, To* narrow, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) narrow[i] = static_cast<To>(wide[i]);
+}
+
+template <class Source, class Sum>
+void add_block(const Source* source, Sum factor, Sum* partial, std::int64_t n) {
+  if (factor == Sum{1}) {
+    for (std::int64_t i = 0; i < n; ++i) partial[i] += static_cast<Sum>(source[i]);
   } else {
-    for (std::int64_t i = 0; i < n; ++i) out[i] += partial[static_cast<std::size_t>(i)];
+    for (std::int64_t i = 0; i < n; ++i) partial[i] += static_cast<Sum>(source[i]) * factor;
   }
 }
 
-template <class Wire, class Sum>
-void sum_typed(std::span<const void* const> sources, Sum* result, std::int64_t count,
-               SumMode mode) {
+template <class Source, class Sum>
+void load_block(const Source* source, Sum factor, Sum* partial, std::int64_t n) {
+  if (factor == Sum{1}) {
+    for (std::int64_t i = 0; i < n; ++i) partial[i] = static_cast<Sum>(source[i]);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) partial[i] = static_cast<Sum>(source[i]) * factor;
+  }
+}
+
+// Calls `body(begin, end)` for blocks of [0, count), on all threads where there are several.
+template <class Body>
+void for_each_block(const char* label, std::int64_t count, const Body& body) {
   const std::int64_t blocks = (count + block - 1) / block;
-  const auto body = [=](std::int64_t b) {
-    sum_block<Wire>(sources, result, b * block, std::min(count, (b + 1) * block), mode);
-  };
+  const auto one = [=](std::int64_t b) { body(b * block, std::min(count, (b + 1) * block)); };
   using Host = Kokkos::DefaultHostExecutionSpace;
   if (blocks > 1 && Host().concurrency() > 1) {
-    Kokkos::parallel_for("mics::comm::sum_in_order", Kokkos::RangePolicy<Host>(0, blocks), body);
-    Kokkos::fence("mics::comm::sum_in_order: sums are complete before the staging is reused");
+    Kokkos::parallel_for(label, Kokkos::RangePolicy<Host>(0, blocks), one);
+    Kokkos::fence("mics::comm: sums are complete before the staging is reused");
   } else {
-    for (std::int64_t b = 0; b < blocks; ++b) body(b);
+    for (std::int64_t b = 0; b < blocks; ++b) one(b);
+  }
+}
+
+template <class Source, class Sum, class Result>
+void sum_typed(std::span<const void* const> sources, Sum factor, Result* result, std::int64_t count,
+               SumMode mode) {
+  for_each_block("mics::comm::sum_in_order", count, [=](std::int64_t begin, std::int64_t end) {
+    std::array<Sum, block> partial;
+    const std::int64_t n = end - begin;
+    load_block(static_cast<const Source*>(sources[0]) + begin, factor, partial.data(), n);
+    for (std::size_t s = 1; s < sources.size(); ++s) {
+      add_block(static_cast<const Source*>(sources[s]) + begin, factor, partial.data(), n);
+    }
+    Result* out = result + begin;
+    if constexpr (std::is_same_v<Sum, Result>) {
+      if (mode == SumMode::add) {
+        for (std::int64_t i = 0; i < n; ++i) out[i] += partial[static_cast<std::size_t>(i)];
+        return;
+      }
+    } else if (mode == SumMode::add) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        partial[at] = static_cast<Sum>(out[i]) + partial[at];
+      }
+    }
+    round_block(partial.data(), out, n);
+  });
+}
+
+// Calls `f` with the type in which elements of these dtypes are added.
+template <class F>
+void visit_sum(DType a, DType b, const F& f) {
+  if (a == DType::fp64 || b == DType::fp64) {
+    f(double{});
+  } else {
+    f(float{});
   }
 }
 
 }  // namespace
 
-void sum_in_order(std::span<const void* const> sources, DType wire, void* result, DType result_type,
-                  std::int64_t count, SumMode mode) {
-  visit_arithmetic(result_type, [&](auto sum) {
-    using Sum = typename decltype(sum)::type;
-    visit(wire, [&](auto element) {
-      using Wire = typename decltype(element)::type;
-      sum_typed<Wire>(sources, static_cast<Sum*>(result), count, mode);
+void sum_in_order(std::span<const void* const> sources, DType source_type, double factor,
+                  void* result, DType result_type, std::int64_t count, SumMode mode) {
+  visit_sum(source_type, result_type, [&](auto zero) {
+    using Sum = decltype(zero);
+    visit(source_type, [&](auto source) {
+      using Source = typename decltype(source)::type;
+      visit(result_type, [&](auto to) {
+        using Result = typename decltype(to)::type;
+        sum_typed<Source, Sum>(sources, static_cast<Sum>(factor), static_cast<Result*>(result),
+                               count, mode);
+      });
     });
   });
+}
+
+void convert(const void* from, DType from_type, double factor, void* to, DType to_type,
+             std::int64_t count) {
+  const void* const sources[] = {from};
+  sum_in_order(sources, from_type, factor, to, to_type, count, SumMode::assign);
 }
 
 }  // namespace mics::comm::detail

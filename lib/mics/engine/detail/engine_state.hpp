@@ -6,6 +6,9 @@
 #include <mics/comm/operation_log.hpp>
 #include <mics/comm/transport.hpp>
 #include <mics/engine/engine.hpp>
+#include <mics/optim/loss_scaler.hpp>
+#include <mics/optim/optimizer.hpp>
+#include <mics/optim/schedule.hpp>
 #include <mics/parallel/process_groups.hpp>
 #include <mics/parallel/slot_schedule.hpp>
 #include <mics/plan/plan.hpp>
@@ -44,13 +47,13 @@ class EngineState {
   std::shared_ptr<const StepResult> step();
   void set_learning_rates(std::span<const double> table);
   void sum(std::span<double> values);
-  void read(ParameterId parameter, std::span<double> values, bool master);
+  void read(ParameterId parameter, std::span<double> values, std::string_view array);
   void quiet(const Execution& exec);
 
   void require_alive();
   /// Never throws: for destructors. \see comm::FailureChannel::fail
-  void fail(const std::string& text, bool text_follows) noexcept {
-    failures_.fail(text, text_follows);
+  void fail(const std::string& text, comm::FailureKind kind) noexcept {
+    failures_.fail(text, kind);
   }
 
   [[nodiscard]] const comm::FailureChannel& failures() const { return failures_; }
@@ -72,12 +75,13 @@ class EngineState {
   struct Buffer {
     std::byte* compute = nullptr;            // (shard) local
     std::byte* master_weights = nullptr;     // (shard) local; the compute shard where dtypes agree
-    std::byte* exp_avg = nullptr;            // (shard) local; null without moments
-    std::byte* exp_avg_sq = nullptr;         // (shard) local
+    std::vector<void*> states;               // (shard) local each, as the optimizer lists them
     std::byte* sum = nullptr;                // (shard) local; gradients of this step so far
     std::byte* full = nullptr;               // (buffer) gathered; null if it uses a slot
     std::byte* resident_gradient = nullptr;  // (buffer) of persistent buffers, zero between uses
     std::vector<state::HyperRun> runs;
+    std::vector<state::TensorSegment> tensors;
+    std::int64_t updates = 0;  // steps that changed it: what bias corrections count
     bool touched = false;      // persistent only: a scope of this micro-step could write to it
     bool contributed = false;  // `sum` holds a gradient of this step
     bool hop2_done = false;
@@ -109,12 +113,22 @@ class EngineState {
   [[nodiscard]] Buffer& at(int buffer) { return buffers_[static_cast<std::size_t>(buffer)]; }
   [[nodiscard]] Unit& at(UnitId unit) { return units_[static_cast<std::size_t>(unit.value)]; }
   [[nodiscard]] bool sharded() const { return plan_.layout().shard_size() > 1; }
+  // Of a whole buffer, gathered and as gradients.
+  [[nodiscard]] std::int64_t buffer_bytes(int buffer) const {
+    return flat(buffer).flat.count() * bytes_of(flat(buffer).dtype);
+  }
+  [[nodiscard]] std::int64_t gradient_bytes(int buffer) const {
+    return flat(buffer).flat.count() * bytes_of(plan_.gradient_dtype(buffer));
+  }
   [[nodiscard]] std::string open_leases() const;
 
+  static const Execution& require_host(const Execution& exec);
   void allocate();
   void initialize();
   void check_unit(UnitId unit) const;
   void warn(std::string_view line) const;
+  // What this rank did before it failed, for the log.
+  void tell_history() const;
   // All ranks of the shard group are at the same operation on the same unit.
   void require_same_unit(const char* call, UnitId unit);
   void agree_on_order();
@@ -128,6 +142,35 @@ class EngineState {
   void hop2(int buffer);
   void advance_hop2(bool all);
   void finish_micro_step();
+
+  // Of a step, over all ranks and micro-steps.
+  struct Totals {
+    double squares = 0;  // of gradients, with the hops' factors divided out
+    double loss = 0;
+    std::int64_t samples = 0;
+  };
+  [[nodiscard]] Totals exchange_totals(std::vector<std::uint8_t>& contributed);
+  void require_same_history(std::span<const std::uint64_t> all, const char* group,
+                            const comm::Transport& transport);
+  [[nodiscard]] std::vector<optim::Slice> slices(const std::vector<std::uint8_t>& contributed);
+  void update(const std::vector<std::uint8_t>& contributed, optim::StepInfo info,
+              double gradient_scale);
+  void forget_gradients();
+  [[nodiscard]] optim::Rates rates() const;
+
+  // One array of the state that replicas hold in common.
+  struct Replicated {
+    int buffer = -1;
+    std::string array;  // compute, master_weights or a name of the optimizer's
+    std::byte* data = nullptr;
+    std::int64_t bytes = 0;
+  };
+  [[nodiscard]] std::vector<Replicated> replicated() const;
+  // True if something was repaired.
+  bool check_replicas();
+  void repair_or_fail(const std::vector<Replicated>& arrays,
+                      const std::vector<std::uint64_t>& all_checksums);
+  [[nodiscard]] std::byte* array_of(int buffer, std::string_view array, DType& dtype) const;
   [[nodiscard]] RawView resolve(UnitId unit, const ViewRequest& request, bool gradient) const;
   void wait_for(std::vector<Execution>& users, const char* reason);
 
@@ -139,6 +182,8 @@ class EngineState {
   Execution exec_;
   LogSink log_;
   std::vector<int> nodes_;
+  std::shared_ptr<const optim::Optimizer> optimizer_;
+  std::vector<optim::StateSpec> state_specs_;
   Plan plan_;
   state::Arena arena_;
   parallel::ProcessGroups groups_;
@@ -151,7 +196,9 @@ class EngineState {
   std::vector<Execution> resident_readers_;
   void* scratch_ = nullptr;
   std::span<double> norm_partials_;
-  std::vector<double> learning_rates_;
+  Schedule rate_schedule_;
+  std::vector<double> learning_rates_;  // empty: the configuration's schedule
+  LossScaler scaler_;
 
   Phase phase_ = Phase::idle;
   bool last_announced_ = false;
@@ -160,9 +207,8 @@ class EngineState {
   std::int64_t samples_ = 0;   // local, of this step
   double loss_ = 0;            // local, of this step
   double loss_scale_ = 1;
-  std::int64_t steps_ = 0;  // same on all ranks
-  double beta1_power_ = 1;
-  double beta2_power_ = 1;
+  std::int64_t steps_ = 0;  // taken, without skipped ones; same on all ranks
+  std::int64_t calls_ = 0;  // of step()
 };
 
 }  // namespace mics::detail
