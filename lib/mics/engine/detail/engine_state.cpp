@@ -3,11 +3,12 @@
 #include <mics/comm/agreement.hpp>
 #include <mics/engine/detail/engine_state.hpp>
 #include <mics/optim/norm.hpp>
-#include <mics/optim/update.hpp>
+#include <mics/optim/optimizer.hpp>
 #include <mics/state/for_blocks.hpp>
 #include <mics/state/initialize.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -125,6 +126,7 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       groups_(world_, plan_.layout(), nodes_, plan_.two_stage(),
               {&failures_, &operations_, to_milliseconds(config.timeout)}),
       schedule_(model.units(), config.slots, plan_.request().prefetch, !config.debug) {
+  comm::agree(world_, [&] { optimizer_ = optim::make_optimizer(config_.optimizer); });
   learning_rates_ = {config.optimizer.learning_rate};
   allocate();
   comm::agree(world_, [&] { initialize(); });
@@ -241,16 +243,16 @@ void EngineState::require_same_unit(const char* call, UnitId unit) {
   if (!sharded()) return;
   const Operation operation{Purpose::agreement, model_.name(unit), 8};
   operations_.record(operation);
-  const std::uint64_t mine = (static_cast<std::uint64_t>(call[0]) << 32) |
-                             static_cast<std::uint32_t>(unit.value);
+  const std::uint64_t mine =
+      (static_cast<std::uint64_t>(call[0]) << 32) | static_cast<std::uint32_t>(unit.value);
   std::vector<std::uint64_t> all(static_cast<std::size_t>(groups_.shard().size()));
   groups_.shard().all_gather_small(&mine, all.data(), sizeof(mine), operation);
   const auto other =
       std::find_if(all.begin(), all.end(), [&](std::uint64_t theirs) { return theirs != mine; });
   if (other == all.end()) return;
   const layout::GroupLayout& layout = plan_.layout();
-  const int rank = layout.rank_of(layout.place(world_.rank()).group,
-                                  static_cast<int>(other - all.begin()));
+  const int rank =
+      layout.rank_of(layout.place(world_.rank()).group, static_cast<int>(other - all.begin()));
   const UnitId found{static_cast<int>(*other & 0xffffffffU)};
   const std::string line = format_error(
       {.object = std::string(call) + " of unit " + unit_name(unit) + " on rank " +
@@ -762,8 +764,6 @@ std::shared_ptr<const StepResult> EngineState::step() {
 
   if (!result.skipped) {
     ++steps_;
-    beta1_power_ *= config_.optimizer.betas[0];
-    beta2_power_ *= config_.optimizer.betas[1];
     // Exactly 1 while the norm stays below the limit.
     const double clip =
         config_.gradient_clipping > 0
@@ -773,37 +773,24 @@ std::shared_ptr<const StepResult> EngineState::step() {
     for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) {
       vacate(static_cast<int>(slot));
     }
+    const std::size_t state_count = optimizer_->states().size();
     for (std::size_t i = 0; i < contributed.size(); ++i) {
       if (contributed[i] == 0) continue;
       const int b = plan_.hop2_order()[i];
       Buffer& buffer = at(b);
+      const std::array<void*, 2> states{buffer.exp_avg, buffer.exp_avg_sq};
       const optim::Slice slice{.gradient = buffer.sum,
                                .master_weights = buffer.master_weights,
-                               .exp_avg = buffer.exp_avg,
-                               .exp_avg_sq = buffer.exp_avg_sq,
+                               .states = {states.data(), state_count},
                                .compute = plan_.master_is_compute(b) ? nullptr : buffer.compute,
                                .gradient_dtype = plan_.sum_dtype(b),
                                .master_dtype = plan_.master_dtype(b),
                                .compute_dtype = flat(b).dtype,
                                .count = flat(b).flat.shard_count(),
                                .runs = buffer.runs};
-      const OptimizerConfig& o = config_.optimizer;
-      if (o.kind == OptimizerKind::adamw) {
-        optim::update(optim::AdamW{.learning_rate = result.learning_rate,
-                                   .beta1 = o.betas[0],
-                                   .beta2 = o.betas[1],
-                                   .epsilon = o.epsilon,
-                                   .weight_decay = o.weight_decay,
-                                   .bias_correction1 = 1 - beta1_power_,
-                                   .bias_correction2 = 1 - beta2_power_,
-                                   .gradient_scale = clip / divisor},
-                      slice);
-      } else {
-        optim::update(optim::Sgd{.learning_rate = result.learning_rate,
-                                 .weight_decay = o.weight_decay,
-                                 .gradient_scale = clip / divisor},
-                      slice);
-      }
+      optimizer_->update(slice, {.step = steps_,
+                                 .learning_rate = result.learning_rate,
+                                 .gradient_scale = clip / divisor});
     }
     schedule_.invalidate();
     gather_resident(true);

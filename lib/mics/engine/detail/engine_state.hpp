@@ -6,6 +6,7 @@
 #include <mics/comm/operation_log.hpp>
 #include <mics/comm/transport.hpp>
 #include <mics/engine/engine.hpp>
+#include <mics/optim/optimizer.hpp>
 #include <mics/parallel/process_groups.hpp>
 #include <mics/parallel/slot_schedule.hpp>
 #include <mics/plan/plan.hpp>
@@ -151,6 +152,7 @@ class EngineState {
   std::vector<Execution> resident_readers_;
   void* scratch_ = nullptr;
   std::span<double> norm_partials_;
+  std::unique_ptr<optim::Optimizer> optimizer_;
   std::vector<double> learning_rates_;
 
   Phase phase_ = Phase::idle;
@@ -161,8 +163,6 @@ class EngineState {
   double loss_ = 0;            // local, of this step
   double loss_scale_ = 1;
   std::int64_t steps_ = 0;  // same on all ranks
-  double beta1_power_ = 1;
-  double beta2_power_ = 1;
 };
 
 }  // namespace mics::detail
