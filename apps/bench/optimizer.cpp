@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/dtype.hpp>
 #include <mics/optim/norm.hpp>
-#include <mics/optim/update.hpp>
+#include <mics/optim/optimizer.hpp>
 #include <mics/state/arena.hpp>
 #include <mics/state/for_blocks.hpp>
 
@@ -11,6 +11,7 @@
 #include <bench/results.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -98,29 +99,23 @@ void race_size(const Session& session, const Options& options, std::int64_t byte
   constexpr std::int64_t state_bytes = 4 * sizeof(float) + sizeof(bf16);  // of one element
   const std::int64_t count = std::max<std::int64_t>(1, bytes / state_bytes);
   State state(count);
-  const optim::AdamW adamw{.learning_rate = 1e-3,
-                           .beta1 = 0.9,
-                           .beta2 = 0.999,
-                           .epsilon = 1e-8,
-                           .weight_decay = 0.1,
-                           .bias_correction1 = 0.1,
-                           .bias_correction2 = 0.001};
-  optim::Slice slice{.gradient = state.gradient,
-                     .master_weights = state.master_weights,
-                     .exp_avg = state.exp_avg,
-                     .exp_avg_sq = state.exp_avg_sq,
-                     .compute = nullptr,
-                     .compute_dtype = DType::bf16,
-                     .count = count,
-                     .runs = state.runs};
+  const auto adamw = optim::make_optimizer({.kind = OptimizerKind::adamw, .weight_decay = 0.1});
+  const optim::StepInfo step{.step = 100, .learning_rate = 1e-3};
+  const std::array<void*, 2> states{state.exp_avg, state.exp_avg_sq};
+  const optim::Slice slice{.gradient = state.gradient,
+                           .master_weights = state.master_weights,
+                           .states = states,
+                           .compute_dtype = DType::bf16,
+                           .count = count,
+                           .runs = state.runs};
   optim::Slice with_copy = slice;
   with_copy.compute = state.compute;
 
   double norm = 0;
   const std::vector<Runner> runners{
       {.name = "memcpy", .run = [&] { copy_shares(state.to, state.from, state.copied_bytes); }},
-      {.name = "AdamW fp32 + bf16 copy", .run = [&] { optim::update(adamw, with_copy); }},
-      {.name = "AdamW fp32", .run = [&] { optim::update(adamw, slice); }},
+      {.name = "AdamW fp32 + bf16 copy", .run = [&] { adamw->update(with_copy, step); }},
+      {.name = "AdamW fp32", .run = [&] { adamw->update(slice, step); }},
       {.name = "norm fp32", .run = [&] {
          norm = optim::sum_of_squares(state.gradient, DType::fp32, count, state.partials);
        }}};

@@ -3,9 +3,9 @@
 
 #include <mics/base/dtype.hpp>
 #include <mics/base/json_reader.hpp>
+#include <mics/optim/optimizer_config.hpp>
 #include <mics/plan/plan.hpp>
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -25,18 +25,8 @@ enum class Preset : std::uint8_t {
 /// `ddp`, `zero2`, `zero3` or `mics`.
 [[nodiscard]] std::string_view name(Preset preset);
 
-enum class OptimizerKind : std::uint8_t { adamw, sgd };
-
 /// A choice that the library may make.
 enum class Switch : std::uint8_t { automatic, on, off };
-
-struct OptimizerConfig {
-  OptimizerKind kind = OptimizerKind::adamw;
-  double learning_rate = 1e-3;
-  std::array<double, 2> betas{0.9, 0.999};
-  double epsilon = 1e-8;
-  double weight_decay = 0;
-};
 
 /// Everything that an Engine can be told. The same on every rank (checked).
 struct Config {

@@ -89,4 +89,16 @@ std::vector<HyperRun> hyper_runs(const Model& model, const FlatBuffer& buffer,
   return runs;
 }
 
+std::vector<TensorSegment> tensor_segments(const FlatBuffer& buffer,
+                                           const layout::Interval& range) {
+  std::vector<TensorSegment> segments;
+  const auto [first, last] = buffer.flat.parameters_in(range);
+  for (std::int64_t i = first; i < last; ++i) {
+    const layout::Interval part = intersection(buffer.flat.parameter(i), range);
+    if (part.empty()) continue;
+    segments.push_back({part.offset - range.offset, part.end() - range.offset, i});
+  }
+  return segments;
+}
+
 }  // namespace mics::state

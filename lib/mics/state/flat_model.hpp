@@ -81,4 +81,16 @@ struct HyperRun {
 [[nodiscard]] std::vector<HyperRun> hyper_runs(const Model& model, const FlatBuffer& buffer,
                                                const layout::Interval& range);
 
+/// The part of one tensor that lies in a shard, in elements of the shard.
+struct TensorSegment {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  std::int64_t tensor = 0;  ///< its index in the buffer's layout
+};
+
+/// The tensors that have elements in `range` (elements of `buffer`), relative to its start,
+/// ascending; none for gaps.
+[[nodiscard]] std::vector<TensorSegment> tensor_segments(const FlatBuffer& buffer,
+                                                         const layout::Interval& range);
+
 }  // namespace mics::state

@@ -156,6 +156,41 @@ TEST(HyperRunsTest, CoverAnyRangeWithTheFactorsOfItsParameters) {
   EXPECT_EQ(hyper_runs(model, buffer, {0, 365}).size(), 1U);
 }
 
+TEST(TensorSegmentsTest, AreThePartsOfTheTensorsThatLieInARange) {
+  Model model;
+  const UnitId a = model.unit("a");
+  for (const std::int64_t count : {300, 65, 0, 7, 200}) {
+    (void)model.parameter(a, "w" + std::to_string(count), {count});
+  }
+  const FlatModel flat(model, DType::fp32, 3, 1, {});
+  const FlatBuffer& buffer = flat.buffer(0);
+
+  for (std::int64_t offset = 0; offset < buffer.flat.count(); offset += 32) {
+    for (const std::int64_t length : {0, 1, 64, 256, 700}) {
+      const layout::Interval range{offset, std::min(length, buffer.flat.count() - offset)};
+
+      const auto segments = tensor_segments(buffer, range);
+
+      std::int64_t elements = 0;
+      std::int64_t end = 0;
+      for (const TensorSegment& segment : segments) {
+        ASSERT_GE(segment.begin, end);
+        ASSERT_GT(segment.end, segment.begin);
+        end = segment.end;
+        const layout::Interval part{range.offset + segment.begin, segment.end - segment.begin};
+        ASSERT_EQ(layout::intersection(buffer.flat.parameter(segment.tensor), part), part);
+        elements += part.length;
+      }
+      ASSERT_LE(end, range.length);
+      std::int64_t expected = 0;
+      for (std::int64_t i = 0; i < buffer.flat.parameters(); ++i) {
+        expected += layout::intersection(buffer.flat.parameter(i), range).length;
+      }
+      ASSERT_EQ(elements, expected);
+    }
+  }
+}
+
 TEST(InitializeTest, GivesEveryCutOfABufferTheSameBitsAndLeavesGapsAlone) {
   Model model;
   const UnitId a = model.unit("a");
