@@ -79,7 +79,7 @@ inline StepResult toy_step(Engine& engine, const Toy& toy, float value) {
 [[nodiscard]] inline std::vector<double> values_of(Engine& engine, ParameterId id,
                                                    bool master = true) {
   std::vector<double> values(static_cast<std::size_t>(engine.model().spec(id).count));
-  engine.read(id, values, master);
+  engine.read(id, values, master ? "master_weights" : "compute");
   return values;
 }
 

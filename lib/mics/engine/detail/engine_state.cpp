@@ -95,12 +95,13 @@ std::chrono::milliseconds to_milliseconds(double seconds) {
 
 EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config,
                          const Execution& exec, LogSink log)
-    : world_(open_world(comm)),
+    : log_(std::move(log)),
+      watchdog_(watch("construction of the engine", config, comm)),
+      world_(open_world(comm)),
       failures_((check_inputs(world_, model, config), world_)),
       model_(model),
       config_(config),
       exec_(require_host(exec)),
-      log_(std::move(log)),
       nodes_(parallel::nodes_of_ranks(world_, config.ranks_per_node.value_or(0))),
       optimizer_(optimizer_of(config_)),
       state_specs_(optimizer_->states()),
@@ -113,13 +114,28 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       groups_(world_, plan_.layout(), nodes_, plan_.two_stage(),
               {&failures_, &operations_, to_milliseconds(config.timeout)}),
       schedule_(model.units(), config.slots, plan_.request().prefetch, !config.debug),
-      rate_schedule_(config.schedule, config.optimizer),
+      rate_schedule_(config.schedule, config.optimizer.learning_rate),
       scaler_(config.loss_scale),
       loss_scale_(scaler_.scale()) {
   failures_.on_failure([this] { tell_history(); });
   allocate();
   comm::agree(world_, [&] { initialize(); });
+  watchdog_.reset();
   gather_resident(false);
+}
+
+// The library prints nothing: without a sink nobody would hear the dog.
+std::unique_ptr<comm::Watchdog> EngineState::watch(const char* what, const Config& config,
+                                                   MPI_Comm comm) const {
+  if (!log_ || !(config.timeout > 0)) return nullptr;
+  int rank = 0;
+  int initialized = 0;
+  if (MPI_Initialized(&initialized) == MPI_SUCCESS && initialized != 0 && comm != MPI_COMM_NULL) {
+    MPI_Comm_rank(comm, &rank);
+  }
+  return std::make_unique<comm::Watchdog>(
+      std::string(what) + " on rank " + std::to_string(rank), to_milliseconds(config.timeout),
+      [log = log_](const std::string& line) { log(LogLevel::stuck, line); });
 }
 
 // Kernels of the library run on the host; the message is for a device instance.
@@ -140,6 +156,7 @@ EngineState::~EngineState() {
     world_.abandon();
     return;
   }
+  watchdog_ = watch("destruction of the engine", config_, world_.native());
   for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) {
     try {
       finish_fetch(static_cast<int>(slot));

@@ -5,6 +5,7 @@
 #include <mics/comm/failure_channel.hpp>
 #include <mics/comm/operation_log.hpp>
 #include <mics/comm/transport.hpp>
+#include <mics/comm/watchdog.hpp>
 #include <mics/engine/engine.hpp>
 #include <mics/optim/loss_scaler.hpp>
 #include <mics/optim/optimizer.hpp>
@@ -122,6 +123,8 @@ class EngineState {
   }
   [[nodiscard]] std::string open_leases() const;
 
+  [[nodiscard]] std::unique_ptr<comm::Watchdog> watch(const char* what, const Config& config,
+                                                      MPI_Comm comm) const;
   static const Execution& require_host(const Execution& exec);
   void allocate();
   void initialize();
@@ -174,13 +177,14 @@ class EngineState {
   [[nodiscard]] RawView resolve(UnitId unit, const ViewRequest& request, bool gradient) const;
   void wait_for(std::vector<Execution>& users, const char* reason);
 
+  LogSink log_;
+  std::unique_ptr<comm::Watchdog> watchdog_;  // during construction
   comm::Communicator world_;
   comm::FailureChannel failures_;
   comm::OperationLog operations_;
   Model model_;
   Config config_;
   Execution exec_;
-  LogSink log_;
   std::vector<int> nodes_;
   std::shared_ptr<const optim::Optimizer> optimizer_;
   std::vector<optim::StateSpec> state_specs_;
@@ -196,9 +200,9 @@ class EngineState {
   std::vector<Execution> resident_readers_;
   void* scratch_ = nullptr;
   std::span<double> norm_partials_;
-  Schedule rate_schedule_;
+  optim::Schedule rate_schedule_;
   std::vector<double> learning_rates_;  // empty: the configuration's schedule
-  LossScaler scaler_;
+  optim::LossScaler scaler_;
 
   Phase phase_ = Phase::idle;
   bool last_announced_ = false;
