@@ -96,62 +96,21 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides) 
   // The head reads the tied embedding and the final norm at once.
   if (deck.engine.slots < gpt::Gpt::slots_needed) {
     raise<ConfigError>(
-        {.object = path + ": engine.mics.slots",
+        {.object = deck.engine.source + "mics.slots",
          .expected = "at least " + std::to_string(gpt::Gpt::slots_needed) + " for this model",
          .found = std::to_string(deck.engine.slots)});
   }
   return deck;
 }
 
-Batch::Range Batch::samples(std::int64_t micro_step, int rank, int ranks) const {
-  const std::int64_t begin = global * micro_step / micro_steps;
-  const std::int64_t count = global * (micro_step + 1) / micro_steps - begin;
-  return {begin + count * rank / ranks, begin + count * (rank + 1) / ranks};
-}
-
-std::int64_t Batch::largest(int ranks) const {
-  const std::int64_t micro_step = (global + micro_steps - 1) / micro_steps;
-  return (micro_step + ranks - 1) / ranks;
-}
-
 Batch solve_batch(const Config& config, int ranks) {
-  const auto global = config.train_batch_size;
-  const auto micro = config.micro_batch_size;
-  const auto steps = config.accumulation_steps;
-  Batch batch;
-  if (global) {
-    batch.global = *global;
-    batch.micro_steps = steps   ? *steps
-                        : micro ? (*global + *micro * ranks - 1) / (*micro * ranks)
-                                : 1;
-  } else if (micro) {
-    batch.micro_steps = steps.value_or(1);
-    batch.global = *micro * batch.micro_steps * ranks;
-  } else {
-    raise<ConfigError>({.object = "engine.train_batch_size",
-                        .expected = "train_batch_size or train_micro_batch_size_per_gpu",
-                        .found = "neither"});
-  }
-  if (global && micro && steps && *global != *micro * *steps * ranks) {
-    raise<ConfigError>({.object = "engine.train_batch_size",
-                        .expected = std::to_string(*micro) + " a micro-step x " +
-                                    std::to_string(*steps) + " micro-steps x " +
-                                    std::to_string(ranks) +
-                                    " ranks = " + std::to_string(*micro * *steps * ranks),
-                        .found = std::to_string(*global),
-                        .remedy = "leave one of the three out"});
-  }
+  const Batch batch = config.solve_batch(ranks);
   constexpr std::int64_t most = 1 << 20;
   if (batch.largest(ranks) > most) {
-    raise<ConfigError>({.object = "engine.train_batch_size",
+    raise<ConfigError>({.object = config.source + "train_batch_size",
                         .expected = "at most " + std::to_string(most) + " samples a rank at once",
                         .found = std::to_string(batch.largest(ranks)),
                         .remedy = "raise gradient_accumulation_steps"});
-  }
-  if (batch.micro_steps > batch.global) {
-    raise<ConfigError>({.object = "engine.gradient_accumulation_steps",
-                        .expected = "at most the " + std::to_string(batch.global) + " samples",
-                        .found = std::to_string(batch.micro_steps)});
   }
   return batch;
 }

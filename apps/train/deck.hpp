@@ -43,25 +43,8 @@ struct Deck {
 /// \throws ConfigError for a missing file, a syntax error, an unknown key, a wrong value
 [[nodiscard]] Deck read_deck(const std::string& path, std::span<const std::string> overrides);
 
-/// The global batch of a step as micro-steps of samples: DeepSpeed's triple, solved.
-///
-/// Micro-step m of s holds samples [G*m/s, G*(m+1)/s) of the global batch G, and rank r of W the
-/// part [n*r/W, n*(r+1)/W) of its n: nothing has to divide anything, and every sample is seen once.
-struct Batch {
-  std::int64_t global = 0;
-  std::int64_t micro_steps = 1;
-
-  struct Range {
-    std::int64_t begin = 0;
-    std::int64_t end = 0;
-    [[nodiscard]] std::int64_t count() const { return end - begin; }
-  };
-  [[nodiscard]] Range samples(std::int64_t micro_step, int rank, int ranks) const;
-  /// The most samples that a rank has in a micro-step.
-  [[nodiscard]] std::int64_t largest(int ranks) const;
-};
-
-/// \throws ConfigError if the three sizes contradict each other, or there is nothing to train on
+/// The batch that the configuration means on `ranks` ranks, of a size that their memory may hold.
+/// \throws ConfigError if its sizes contradict each other, or there is nothing to train on
 [[nodiscard]] Batch solve_batch(const Config& config, int ranks);
 
 /// Linear from 0 over `warmup`, then a cosine from `peak` to `peak * final_ratio` at the last step.

@@ -162,8 +162,9 @@ class Trainer {
               << batch_.micro_steps << " micro-step" << (batch_.micro_steps == 1 ? "" : "s")
               << ", at most " << batch_.largest(session_.size()) << " a rank at once; activations "
               << gpt_->bytes() / 1024 << " KiB a rank\n";
-    for (const std::string& key : deck_.engine.without_effect) {
-      std::cout << "note: " << key << " has no effect here\n";
+    for (const KeyNote& note : deck_.engine.report.with(KeyFate::without_effect)) {
+      std::cout << "note: " << deck_.engine.source << note.key
+                << " has no effect here: " << note.text << '\n';
     }
     std::cout << std::flush;
   }

@@ -73,7 +73,7 @@ def unknown(name, path, key, meant):
 LR = "engine.optimizer.params.lr"
 ZERO = "engine.zero_optimization."
 SHARD = ZERO + "mics_shard_size"
-RATE = r"optimizer\.params\.lr: expected a finite number"
+RATE = r"deck\.json: engine\.optimizer\.params\.lr: expected a finite number"
 
 
 def lr_text(text):
@@ -185,10 +185,16 @@ CASES = [
              "engine.gradient_clipping=nan", ranks=(1,)),
     value("beta_one", r"betas\[1\]: expected .*, found 1", "engine.optimizer.params.betas", [0.9, 1],
           ranks=(1,)),
-    value("momentum", r"params\.momentum: expected 0, found 0\.9", "engine.optimizer",
-          {"type": "SGD", "params": {"momentum": 0.9}}, ranks=(1,)),
-    value("optimizer_type", r'optimizer\.type: expected "AdamW".*, found "Lion"', "engine.optimizer",
-          {"type": "Lion"}, ranks=(1,)),
+    value("momentum", r"engine\.optimizer\.params\.momentum: expected .*at most 0\.9+, found 1\.5",
+          "engine.optimizer", {"type": "SGD", "params": {"momentum": 1.5}}, ranks=(1,)),
+    value("optimizer_type", r'engine\.optimizer\.type: expected "AdamW".*, found "Muon"; .*"AdamW"',
+          "engine.optimizer", {"type": "Muon"}, ranks=(1,)),
+    value("max_grad_norm", r"params\.max_grad_norm: expected no such .*, found 1; use gradient_clipping",
+          "engine.optimizer.params.max_grad_norm", 1, ranks=(1,)),
+    value("scheduler_type", r'engine\.scheduler\.type: expected "WarmupLR", .*, found "StepLR"; ',
+          "engine.scheduler", {"type": "StepLR"}, ranks=(1,)),
+    value("cycle_without_bounds", r"params\.cycle_min_lr: expected a learning rate, found nothing; add it",
+          "engine.scheduler", {"type": "OneCycle"}, ranks=(1,)),
     value("temperature", r"sample_temperature: expected more than 0, found 0", "training.sample_temperature",
           0, ranks=(1,)),
     value("seed_negative", r"data\.seed: expected an integer of at least 0, found -1", "data.seed", -1,
@@ -200,6 +206,9 @@ CASES = [
           "engine.train_batch_size", -12, ranks=(1,)),
     value("batch_missing", r"train_batch_size: expected train_batch_size or .*, found neither",
           "engine.train_batch_size", ...),
+    deck("batch_of_micro_batches", r"engine\.train_batch_size: expected a multiple of 5 a micro-step x [14] "
+         r"ranks, found 12; leave train_micro_batch_size_per_gpu out",
+         edited({"engine.train_micro_batch_size_per_gpu": 5})),
     deck("batch_triple", r"engine\.train_batch_size: expected 2 a micro-step x 5 micro-steps x [14] ranks "
          r"= [14]0, found 12; leave one of the three out",
          edited({"engine.train_micro_batch_size_per_gpu": 2, "engine.gradient_accumulation_steps": 5})),
@@ -229,9 +238,16 @@ CASES = [
              ranks=(1,)),
     override("dtype", r'compute_dtype: expected fp64, .*, found "fp8"', "engine.mics.compute_dtype=fp8",
              ranks=(1,)),
-    override("dtype_fp16", r"compute_dtype: expected bf16, fp32 or fp64, found fp16",
-             "engine.mics.compute_dtype=fp16"),
-    value("fp16", r"engine\.fp16\.enabled: expected false.*, found true", "engine.fp16", {"enabled": True}),
+    override("dtype_of_bf16", r"engine\.mics\.compute_dtype: expected bf16, which is enabled, found fp32",
+             'engine.bf16={"enabled":true}', "engine.mics.compute_dtype=fp32"),
+    override("bf16_and_fp16", r"engine\.fp16\.enabled: expected one of fp16 and bf16, found both; disable",
+             'engine.bf16={"enabled":true}', 'engine.fp16={"enabled":true}'),
+    value("loss_scale_negative", r"engine\.fp16\.loss_scale: expected 0 \(dynamic\) or .*, found -1",
+          "engine.fp16", {"enabled": True, "loss_scale": -1}, ranks=(1,)),
+    value("loss_scale_window", r"fp16\.loss_scale_window: expected an integer of at least 1, found 0",
+          "engine.fp16", {"enabled": True, "loss_scale_window": 0}, ranks=(1,)),
+    value("loss_scale_minimum", r"deck\.json: engine\.fp16\.min_loss_scale: expected .*, found 131072",
+          "engine.fp16", {"enabled": True, "min_loss_scale": 131072}, ranks=(1,)),
     override("master_bf16", r"master_dtype: expected fp32 or fp64, found bf16",
              "engine.mics.master_dtype=bf16", ranks=(1,)),
     override("stage_1", r"zero_optimization\.stage: expected 0, 2 or 3, found 1", ZERO + "stage=1"),

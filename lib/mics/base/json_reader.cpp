@@ -44,16 +44,28 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return cost[a.size()][b.size()];
 }
 
-std::string shown(const Json& value) {
-  constexpr std::size_t longest = 60;
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (text.size() > longest) text = text.substr(0, longest) + "...";
-  return text;
+// Cuts a text in UTF-8 that is longer than `longest` bytes, not within a character.
+std::string cut(std::string text, std::size_t longest) {
+  if (text.size() <= longest) return text;
+  while (longest > 0 && (static_cast<unsigned char>(text[longest]) & 0xC0U) == 0x80U) --longest;
+  return text.substr(0, longest) + "...";
+}
+
+constexpr std::size_t longest_shown = 60;
+
+std::string short_text(const Json& value) {
+  return cut(value.dump(-1, ' ', false, Json::error_handler_t::replace), longest_shown);
+}
+
+// A key as it prints on one line.
+std::string printable(const std::string& key) {
+  const std::string text = Json(key).dump(-1, ' ', false, Json::error_handler_t::replace);
+  return cut(text.substr(1, text.size() - 2), longest_shown);
 }
 
 // Text from a command line may be anything; JSON text is UTF-8.
 void require_utf8(const Json& value, const std::string& where) {
-  if (shown(value).find("\xEF\xBF\xBD") != std::string::npos) {
+  if (short_text(value).find("\xEF\xBF\xBD") != std::string::npos) {
     refuse(where, "text in UTF-8", "other bytes");
   }
 }
@@ -75,15 +87,25 @@ std::string reason_of(const Json::parse_error& error) {
   return reason;
 }
 
-// nlohmann keeps the last of duplicate keys; a deck with two values for one key is a mistake.
-Json parse_text(std::string_view text, const std::string& source) {
+// Levels of nesting; what walks a value recursively stays far from the end of the stack.
+constexpr int deepest = 64;
+
+[[noreturn]] void refuse_depth(const std::string& source) {
+  refuse(source, "at most " + std::to_string(deepest) + " levels of nesting", "more");
+}
+
+std::string at_line(const std::string& source, std::string_view text, std::size_t byte) {
+  const auto end = text.begin() + static_cast<std::ptrdiff_t>(std::min(byte, text.size()));
+  return source + ':' + std::to_string(std::count(text.begin(), end, '\n') + 1);
+}
+
+// A value that lies `levels` below the root. nlohmann keeps the last of duplicate keys; a deck with
+// two values for one key is a mistake.
+Json parse_value(std::string_view text, const std::string& source, int levels) {
   std::vector<std::set<std::string>> keys;
   std::string duplicate;
   const Json::parser_callback_t watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    constexpr int deepest = 64;
-    if (depth > deepest) {
-      refuse(source, "at most " + std::to_string(deepest) + " levels of nesting", "more");
-    }
+    if (depth + levels > deepest) refuse_depth(source);
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key &&
@@ -92,46 +114,62 @@ Json parse_text(std::string_view text, const std::string& source) {
     }
     return true;
   };
+  Json json = Json::parse(text.begin(), text.end(), watch, true, true);
+  if (!duplicate.empty()) {
+    refuse(source, "each key once", "two values of " + in_quotes(printable(duplicate)));
+  }
+  return json;
+}
+
+Json parse_text(std::string_view text, const std::string& source) {
+  // The parser takes a zero byte for the end of the text.
+  if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos) {
+    refuse(at_line(source, text, zero), "valid JSON", "a zero byte");
+  }
   Json json;
   try {
-    json = Json::parse(text.begin(), text.end(), watch, true, true);
+    json = parse_value(text, source, 0);
   } catch (const Json::parse_error& error) {
     // The parser stops behind what it could not read; a newline there belongs to the line before.
     const std::size_t last = text.find_last_not_of(" \t\r\n") + 1;
     const std::size_t read = std::min(error.byte == 0 ? 0 : error.byte - 1, last);
-    const auto line =
-        std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(read), '\n') + 1;
-    refuse(source + ':' + std::to_string(line), "valid JSON", reason_of(error));
+    refuse(at_line(source, text, read), "valid JSON", reason_of(error));
   } catch (const Json::out_of_range& error) {
-    refuse(source, "numbers in the range of fp64", in_quotes(error.what()));
+    refuse(source, "numbers in the range of fp64", in_quotes(cut(error.what(), 160)));
   }
-  if (!duplicate.empty()) refuse(source, "each key once", "two values of " + in_quotes(duplicate));
-  if (!json.is_object()) refuse(source, "a JSON object", shown(json));
+  if (!json.is_object()) refuse(source, "a JSON object", short_text(json));
   return json;
 }
 
 void apply_override(Json& root, const std::string& text, const std::string& source) {
   const auto equals = text.find('=');
   if (equals == std::string::npos || equals == 0) {
-    refuse("argument " + in_quotes(text), "key.inner=value", "no key or no \"=\"");
+    refuse("argument " + in_quotes(printable(text)), "key.inner=value", "no key or no \"=\"");
   }
   Json* node = &root;
   const std::string path = text.substr(0, equals);
   std::size_t begin = 0;
+  int levels = 0;
   while (true) {
+    if (++levels > deepest) refuse_depth(source);
     const auto dot = path.find('.', begin);
     const std::string key = path.substr(begin, dot - begin);
     if (!node->is_object()) {
-      refuse(source, "an object to hold " + in_quotes(path), shown(*node));
+      refuse(source, "an object to hold " + in_quotes(printable(path)), short_text(*node));
     }
     node = &(*node)[key];
     if (dot == std::string::npos) break;
     if (node->is_null()) *node = Json::object();
     begin = dot + 1;
   }
+  // What is no JSON, or a number beyond fp64, is a string.
   const std::string value = text.substr(equals + 1);
-  Json parsed = Json::parse(value, nullptr, false);
-  *node = parsed.is_discarded() ? Json(value) : std::move(parsed);
+  *node = Json(value);
+  try {
+    if (value.find('\0') == std::string::npos) *node = parse_value(value, source, levels);
+  } catch (const Json::exception&) {
+    return;
+  }
 }
 
 }  // namespace
@@ -148,7 +186,7 @@ struct JsonReader::Impl {
     return found == value.end() || found->is_null() ? nullptr : &*found;
   }
   [[nodiscard]] std::string where(const std::string& key) const {
-    return source + ": " + (path.empty() ? "" : path + '.') + key;
+    return source + ": " + (path.empty() ? "" : path + '.') + printable(key);
   }
   const Json* find_or_require(const std::string& key, bool required, const std::string& kind) {
     const Json* found = find(key);
@@ -192,6 +230,22 @@ std::string JsonReader::where(const std::string& key) const { return impl_->wher
 std::string JsonReader::dump() const {
   return impl_->value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
+std::vector<std::string> JsonReader::keys() const {
+  std::vector<std::string> result;
+  for (const auto& [key, value] : impl_->value.items()) result.push_back(key);
+  return result;
+}
+
+std::string JsonReader::shown(const std::string& key) const {
+  const auto found = impl_->value.find(key);
+  return found == impl_->value.end() ? "null" : short_text(*found);
+}
+
+bool JsonReader::is_object(const std::string& key) {
+  const Json* value = impl_->find(key);
+  return value != nullptr && value->is_object();
+}
+
 bool JsonReader::has(const std::string& key) { return impl_->find(key) != nullptr; }
 
 bool JsonReader::is_auto(const std::string& key) {
@@ -203,7 +257,7 @@ double JsonReader::number(const std::string& key, std::optional<double> fallback
   const Json* value = impl_->find_or_require(key, !fallback, "a number");
   if (value == nullptr) return *fallback;
   if (!value->is_number() || !std::isfinite(value->get<double>())) {
-    refuse(where(key), "a finite number", shown(*value));
+    refuse(where(key), "a finite number", short_text(*value));
   }
   return value->get<double>();
 }
@@ -226,11 +280,11 @@ std::int64_t JsonReader::integer(const std::string& key, std::optional<std::int6
       result = static_cast<std::int64_t>(real);
     }
   }
-  if (!result) refuse(where(key), "an integer", shown(*value));
+  if (!result) refuse(where(key), "an integer", short_text(*value));
   if (*result < lowest || *result > highest) {
     std::string range = "an integer of at least " + std::to_string(lowest);
     if (highest != INT64_MAX) range += " and at most " + std::to_string(highest);
-    refuse(where(key), range, shown(*value));
+    refuse(where(key), range, short_text(*value));
   }
   return *result;
 }
@@ -238,14 +292,14 @@ std::int64_t JsonReader::integer(const std::string& key, std::optional<std::int6
 bool JsonReader::boolean(const std::string& key, std::optional<bool> fallback) {
   const Json* value = impl_->find_or_require(key, !fallback, "true or false");
   if (value == nullptr) return *fallback;
-  if (!value->is_boolean()) refuse(where(key), "true or false", shown(*value));
+  if (!value->is_boolean()) refuse(where(key), "true or false", short_text(*value));
   return value->get<bool>();
 }
 
 std::string JsonReader::text(const std::string& key, std::optional<std::string> fallback) {
   const Json* value = impl_->find_or_require(key, !fallback, "a string");
   if (value == nullptr) return *fallback;
-  if (!value->is_string()) refuse(where(key), "a string", shown(*value));
+  if (!value->is_string()) refuse(where(key), "a string", short_text(*value));
   require_utf8(*value, where(key));
   return value->get<std::string>();
 }
@@ -256,7 +310,7 @@ std::vector<double> JsonReader::numbers(const std::string& key) {
   std::vector<double> result;
   const auto is_number = [](const Json& entry) { return entry.is_number(); };
   if (!value->is_array() || !std::all_of(value->begin(), value->end(), is_number)) {
-    refuse(where(key), "an array of numbers", shown(*value));
+    refuse(where(key), "an array of numbers", short_text(*value));
   }
   for (const Json& entry : *value) result.push_back(entry.get<double>());
   return result;
@@ -269,35 +323,45 @@ std::vector<std::string> JsonReader::texts(const std::string& key) {
   if (value->is_string()) return {value->get<std::string>()};
   const auto is_string = [](const Json& entry) { return entry.is_string(); };
   if (!value->is_array() || !std::all_of(value->begin(), value->end(), is_string)) {
-    refuse(where(key), "a string or an array of strings", shown(*value));
+    refuse(where(key), "a string or an array of strings", short_text(*value));
   }
   return value->get<std::vector<std::string>>();
 }
 
 JsonReader JsonReader::object(const std::string& key) {
   const Json* value = impl_->find(key);
-  if (value != nullptr && !value->is_object()) refuse(where(key), "an object", shown(*value));
+  if (value != nullptr && !value->is_object()) refuse(where(key), "an object", short_text(*value));
   auto inner = std::make_unique<Impl>();
   inner->source = impl_->source;
-  inner->path = (impl_->path.empty() ? "" : impl_->path + '.') + key;
+  inner->path = (impl_->path.empty() ? "" : impl_->path + '.') + printable(key);
   inner->value = value == nullptr ? Json::object() : *value;
   return JsonReader(std::move(inner));
 }
 
-void JsonReader::finish() const {
+std::vector<JsonReader::UnknownKey> JsonReader::unknown_keys() const {
+  constexpr std::size_t longest_word = 64;
+  std::vector<UnknownKey> result;
   for (const auto& [key, value] : impl_->value.items()) {
     if (impl_->asked.contains(key)) continue;
     std::string nearest;
     std::size_t distance = std::max<std::size_t>(2, key.size() / 3) + 1;
     for (const std::string& candidate : impl_->asked) {
+      if (key.size() > longest_word) break;
       const std::size_t d = edit_distance(key, candidate);
       if (d < distance) {
         distance = d;
         nearest = candidate;
       }
     }
-    refuse(where(key), "a known key", in_quotes(key),
-           nearest.empty() ? "remove it" : "did you mean " + in_quotes(nearest) + "?");
+    result.push_back(
+        {key, nearest.empty() ? "remove it" : "did you mean " + in_quotes(nearest) + "?"});
+  }
+  return result;
+}
+
+void JsonReader::finish() const {
+  for (const auto& [key, remedy] : unknown_keys()) {
+    refuse(where(key), "a known key", in_quotes(printable(key)), remedy);
   }
 }
 

@@ -11,8 +11,9 @@
 
 namespace mics {
 
-/// Strict reading of one JSON object: comments are accepted, duplicate keys refused, every value is
-/// asked for by key and type, and keys that nobody asked for are errors with a suggestion.
+/// Strict reading of one JSON object: comments are accepted, duplicate keys and more than 64 levels
+/// of nesting refused, every value is asked for by key and type, and keys that nobody asked for are
+/// errors with a suggestion.
 ///
 ///   auto deck = JsonReader::parse_file("deck.json", {"model.width=64"});
 ///   auto model = deck.object("model");
@@ -39,6 +40,13 @@ class JsonReader {
   /// True if the value is the string "auto". Counts as asked for.
   [[nodiscard]] bool is_auto(const std::string& key);
 
+  /// All keys of the object, sorted, whether asked for or not.
+  [[nodiscard]] std::vector<std::string> keys() const;
+  /// The value as JSON on one line, cut where it is long: for people. `null` if it is not there.
+  [[nodiscard]] std::string shown(const std::string& key) const;
+  /// True if the value is an object. Counts as asked for.
+  [[nodiscard]] bool is_object(const std::string& key);
+
   /// The value, or `fallback` if the key is not there; without a fallback the key is required.
   [[nodiscard]] double number(const std::string& key, std::optional<double> fallback = {});
   /// Accepts 5e8 and 24.0 as integers. \throws ConfigError outside [lowest, highest]
@@ -55,10 +63,16 @@ class JsonReader {
   /// An object; an empty one if the key is not there.
   [[nodiscard]] JsonReader object(const std::string& key);
 
-  /// \throws ConfigError naming the first key that was not asked for, and the likeliest meant
+  /// A key that was not asked for, and what its writer can do.
+  struct UnknownKey {
+    std::string key;
+    std::string remedy;  ///< names the likeliest meant of those that were asked for
+  };
+  [[nodiscard]] std::vector<UnknownKey> unknown_keys() const;
+  /// \throws ConfigError naming the first of `unknown_keys`
   void finish() const;
 
-  /// `source: outer.key`, for messages about a value.
+  /// `source: outer.key`, for messages about a value; one line, whatever the key holds.
   [[nodiscard]] std::string where(const std::string& key) const;
   /// The object as compact JSON text.
   [[nodiscard]] std::string dump() const;

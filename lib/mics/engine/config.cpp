@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/engine/config.hpp>
+#include <mics/engine/detail/config_reader.hpp>
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -20,157 +22,188 @@ namespace {
                      where);
 }
 
-// A key that asks for something that this version does not do.
-[[noreturn]] void unsupported(const std::string& object, const std::string& found,
-                              const std::string& supported,
-                              std::source_location where = std::source_location::current()) {
-  refuse(object, supported, found, "this version of mics does nothing else", where);
+// The shortest text that reads as the same number.
+std::string text_of(double value) {
+  std::array<char, 32> text{};
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
+  return {text.data(), end};
 }
 
-Preset parse_preset(const std::string& word, const std::string& object) {
-  for (const Preset preset : {Preset::ddp, Preset::zero2, Preset::zero3, Preset::mics}) {
-    if (name(preset) == word) return preset;
+struct Problem {
+  std::string key;
+  std::string expected;
+  std::string found;
+  std::string remedy = {};
+};
+
+class Problems {
+ public:
+  void add(const std::string& key, const std::string& expected, const std::string& found,
+           const std::string& remedy = {}) {
+    found_.push_back({key, expected, found, remedy});
   }
-  refuse(object, "ddp, zero2, zero3 or mics", in_quotes(word));
+  void require(bool good, const std::string& key, const std::string& expected,
+               const std::string& found, const std::string& remedy = {}) {
+    if (!good) add(key, expected, found, remedy);
+  }
+  void finite(const std::string& key, double value, double lowest,
+              double highest = std::numeric_limits<double>::infinity()) {
+    if (std::isfinite(value) && value >= lowest && value <= highest) return;
+    std::string range = "a finite number of at least " + text_of(lowest);
+    if (std::isfinite(highest)) range += " and at most " + text_of(highest);
+    add(key, range, text_of(value));
+  }
+  void positive(const std::string& key, double value) {
+    if (std::isfinite(value) && value > 0) return;
+    add(key, "a finite number of more than 0", text_of(value));
+  }
+  void at_least(const std::string& key, std::int64_t value, std::int64_t lowest,
+                std::int64_t highest = INT64_MAX) {
+    if (value >= lowest && value <= highest) return;
+    std::string range = "at least " + std::to_string(lowest);
+    if (highest != INT64_MAX) range += " and at most " + std::to_string(highest);
+    add(key, range, std::to_string(value));
+  }
+  [[nodiscard]] std::vector<Problem> take() { return std::move(found_); }
+
+ private:
+  std::vector<Problem> found_;
+};
+
+constexpr double below_one = 1 - 1e-12;
+
+void check_optimizer(const OptimizerConfig& o, Problems& problems) {
+  const std::string path = "optimizer.params.";
+  problems.finite(path + "lr", o.learning_rate, 0);
+  problems.finite(path + "betas[0]", o.betas[0], 0, below_one);
+  problems.finite(path + "betas[1]", o.betas[1], 0, below_one);
+  problems.finite(path + "eps", o.epsilon, 0);
+  problems.finite(path + "weight_decay", o.weight_decay, 0);
+  problems.finite(path + "momentum", o.momentum, 0, below_one);
+  problems.finite(path + "dampening", o.dampening, 0, 1);
+  if (o.nesterov && (o.momentum == 0 || o.dampening != 0)) {
+    problems.add(path + "nesterov", "a momentum and no dampening beside it",
+                 "momentum " + text_of(o.momentum) + ", dampening " + text_of(o.dampening));
+  }
+  problems.finite(path + "min_coeff", o.min_coefficient, 0);
+  problems.finite(path + "max_coeff", o.max_coefficient, 0);
+  problems.require(!(o.min_coefficient > o.max_coefficient), path + "min_coeff",
+                   "at most max_coeff, " + text_of(o.max_coefficient), text_of(o.min_coefficient));
+  if (o.ema_decay) problems.finite("mics.ema_decay", *o.ema_decay, 0, below_one);
 }
 
-Switch parse_switch(const std::string& word, const std::string& object) {
-  if (word == "auto") return Switch::automatic;
-  if (word == "on") return Switch::on;
-  if (word == "off") return Switch::off;
-  refuse(object, "auto, on or off", in_quotes(word));
-}
-
-// "auto" stands for a value that the deck knows; without one the default holds.
-std::optional<std::int64_t> positive(JsonReader& json, const std::string& key) {
-  if (!json.has(key) || json.is_auto(key)) return {};
-  return json.integer(key, {}, 1);
-}
-
-double number_or_auto(JsonReader& json, const std::string& key, double fallback) {
-  return json.is_auto(key) ? fallback : json.number(key, fallback);
-}
-
-void read_optimizer(JsonReader json, OptimizerConfig& optimizer) {
-  const std::string type = json.text("type", "AdamW");
-  JsonReader params = json.object("params");
-  optimizer.learning_rate = number_or_auto(params, "lr", optimizer.learning_rate);
-  optimizer.weight_decay = number_or_auto(params, "weight_decay", optimizer.weight_decay);
-  if (type == "AdamW" || type == "Adam") {
-    optimizer.kind = OptimizerKind::adamw;
-    // DeepSpeed's "Adam" decays weights as AdamW does unless told otherwise.
-    if (!params.boolean("adam_w_mode", true)) {
-      unsupported(params.where("adam_w_mode"), "false", "true (decoupled weight decay)");
-    }
-    if (!params.boolean("bias_correction", true)) {
-      unsupported(params.where("bias_correction"), "false", "true");
-    }
-    if (!params.is_auto("betas") && params.has("betas")) {
-      const std::vector<double> betas = params.numbers("betas");
-      if (betas.size() != 2) {
-        refuse(params.where("betas"), "two numbers", std::to_string(betas.size()));
-      }
-      optimizer.betas = {betas[0], betas[1]};
-    }
-    optimizer.epsilon = number_or_auto(params, "eps", optimizer.epsilon);
-  } else if (type == "SGD") {
-    optimizer.kind = OptimizerKind::sgd;
-    for (const char* key : {"momentum", "dampening"}) {
-      if (params.number(key, 0.0) != 0) {
-        unsupported(params.where(key), std::to_string(params.number(key)), "0");
-      }
-    }
-    if (params.boolean("nesterov", false)) unsupported(params.where("nesterov"), "true", "false");
+void check_warmup(const ScheduleConfig& s, Problems& problems) {
+  const std::string path = "scheduler.params.";
+  if (s.kind == ScheduleKind::warmup_cosine) {
+    problems.finite(path + "warmup_min_ratio", s.warmup_min_ratio, 0, 1);
+    problems.finite(path + "cos_min_ratio", s.cos_min_ratio, 0, 1);
   } else {
-    unsupported(json.where("type"), in_quotes(type), "\"AdamW\", \"Adam\" or \"SGD\"");
+    problems.finite(path + "warmup_min_lr", s.warmup_min_lr, 0);
+    problems.finite(path + "warmup_max_lr", s.warmup_max_lr, 0);
+    problems.require(!(s.warmup_min_lr > s.warmup_max_lr), path + "warmup_min_lr",
+                     "at most warmup_max_lr, " + text_of(s.warmup_max_lr),
+                     text_of(s.warmup_min_lr));
   }
-  params.finish();
-  json.finish();
+  problems.at_least(path + "warmup_num_steps", s.warmup_num_steps, 0);
+  if (s.kind != ScheduleKind::warmup) {
+    problems.at_least(path + "total_num_steps", s.total_num_steps, 1);
+  }
 }
 
-void read_zero(JsonReader json, Config& config) {
-  const std::int64_t stage = json.integer("stage", 0, 0, 3);
-  const std::int64_t shard_size = json.integer("mics_shard_size", -1);
-  if (shard_size == 0 || shard_size < -1) {
-    refuse(json.where("mics_shard_size"), "1 or more ranks, or -1 for all",
-           std::to_string(shard_size));
+void check_schedule(const ScheduleConfig& s, Problems& problems) {
+  const std::string path = "scheduler.params.";
+  switch (s.kind) {
+    case ScheduleKind::constant:
+      return;
+    case ScheduleKind::warmup:
+    case ScheduleKind::warmup_decay:
+    case ScheduleKind::warmup_cosine:
+      check_warmup(s, problems);
+      return;
+    case ScheduleKind::lr_range_test:
+      problems.positive(path + "lr_range_test_min_lr", s.range_min_lr);
+      problems.at_least(path + "lr_range_test_step_size", s.range_step_size, 1);
+      problems.finite(path + "lr_range_test_step_rate", s.range_step_rate, 0);
+      return;
+    case ScheduleKind::one_cycle:
+      break;
   }
-  if (stage == 0) config.preset = Preset::ddp;
-  if (stage == 1) unsupported(json.where("stage"), "1", "0, 2 or 3");
-  if (stage == 2) config.preset = Preset::zero2;
-  if (stage == 3) config.preset = shard_size > 0 ? Preset::mics : Preset::zero3;
-  if (shard_size > 0) {
-    if (stage != 3) {
-      refuse(json.where("mics_shard_size"), "stage 3", "stage " + std::to_string(stage));
-    }
-    if (shard_size > INT32_MAX) {
-      refuse(json.where("mics_shard_size"), "at most 2147483647", std::to_string(shard_size));
-    }
-    config.shard_size = static_cast<int>(shard_size);
-  }
-  if (json.has("mics_hierarchical_params_gather")) {
-    // Without it the library decides; DeepSpeed's false is the default of a key that is seldom set.
-    if (json.boolean("mics_hierarchical_params_gather")) config.two_stage = Switch::on;
-  }
-  if (!json.is_auto("stage3_param_persistence_threshold")) {
-    config.persistence_threshold =
-        json.integer("stage3_param_persistence_threshold", config.persistence_threshold, 0);
-  }
-  if (!json.is_auto("stage3_model_persistence_threshold")) {
-    config.persistence_model_threshold =
-        json.integer("stage3_model_persistence_threshold", config.persistence_model_threshold, 0);
-  }
-  for (const char* key : {"offload_optimizer", "offload_param"}) {
-    if (!json.has(key)) continue;
-    JsonReader offload = json.object(key);
-    const std::string device = offload.text("device", "none");
-    if (device != "none") unsupported(offload.where("device"), in_quotes(device), "\"none\"");
-  }
-  // Buffer sizes and switches of DeepSpeed's own machinery: one flat buffer a unit and a recorded
-  // schedule stand in their place, and no number changes.
-  for (const char* key :
-       {"overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size",
-        "allgather_partitions", "allgather_bucket_size", "round_robin_gradients",
-        "stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-        "sub_group_size"}) {
-    if (json.has(key)) config.without_effect.push_back(json.where(key));
-  }
-  json.finish();
+  problems.finite(path + "cycle_min_lr", s.cycle_min_lr, 0);
+  problems.finite(path + "cycle_max_lr", s.cycle_max_lr, 0);
+  problems.require(!(s.cycle_min_lr > s.cycle_max_lr), path + "cycle_min_lr",
+                   "at most cycle_max_lr, " + text_of(s.cycle_max_lr), text_of(s.cycle_min_lr));
+  problems.finite(path + "decay_lr_rate", s.decay_lr_rate, 0);
+  problems.at_least(path + "cycle_first_step_size", s.cycle_first_step_size, 1);
+  problems.at_least(path + "cycle_second_step_size", s.cycle_second_step_size, 0);
+  problems.at_least(path + "cycle_first_stair_count", s.cycle_first_stair_count, 0);
+  problems.at_least(path + "cycle_second_stair_count", s.cycle_second_stair_count, -1);
+  problems.at_least(path + "decay_step_size", s.decay_step_size, 0);
+  problems.finite(path + "cycle_min_mom", s.cycle_min_mom, 0, below_one);
+  problems.finite(path + "cycle_max_mom", s.cycle_max_mom, 0, below_one);
+  problems.require(!(s.cycle_min_mom > s.cycle_max_mom), path + "cycle_min_mom",
+                   "at most cycle_max_mom, " + text_of(s.cycle_max_mom), text_of(s.cycle_min_mom));
+  problems.finite(path + "decay_mom_rate", s.decay_mom_rate, 0);
 }
 
-void read_own(JsonReader json, Config& config) {
-  if (json.has("preset")) {
-    config.preset = parse_preset(json.text("preset"), json.where("preset"));
+void check_loss_scale(const LossScaleConfig& s, Problems& problems) {
+  constexpr double largest = 0x1p127;  // of an fp32 scalar
+  problems.positive(s.dynamic ? "fp16.initial_scale_power" : "fp16.loss_scale", s.initial);
+  problems.require(!(s.initial > largest), "fp16.loss_scale", "at most 2^127", text_of(s.initial));
+  if (!s.dynamic) return;
+  problems.require(std::isfinite(s.factor) && s.factor > 1, "loss_scale.factor",
+                   "a finite number of more than 1", text_of(s.factor));
+  problems.at_least("fp16.loss_scale_window", s.window, 1);
+  problems.at_least("fp16.hysteresis", s.hysteresis, 1);
+  problems.positive("fp16.min_loss_scale", s.minimum);
+  problems.require(!(s.minimum > s.initial), "fp16.min_loss_scale",
+                   "at most the scale at the start, " + text_of(s.initial), text_of(s.minimum));
+}
+
+void check_dtypes(const Config& config, Problems& problems) {
+  const auto text = [](DType dtype) { return std::string(name(dtype)); };
+  const DType master = config.master_for(config.compute);
+  const bool is_fp64 = config.compute == DType::fp64;
+  if (bytes_of(master) < 4) {
+    problems.add("mics.master_dtype", "fp32 or fp64", text(master));
+  } else if (is_fp64 && master != DType::fp64) {
+    problems.add("mics.master_dtype", "fp64 for fp64 parameters", text(master));
   }
-  if (json.has("shard_size")) {
-    config.shard_size = static_cast<int>(json.integer("shard_size", {}, 1, INT32_MAX));
-    if (config.preset != Preset::mics) {
-      refuse(json.where("shard_size"), "preset mics beside it",
-             "preset " + std::string(name(config.preset)));
-    }
+  const DType accumulate = config.accumulate_for(config.compute);
+  problems.require(!is_fp64 || accumulate == DType::fp64, "data_types.grad_accum_dtype",
+                   "fp64 for fp64 parameters", text(accumulate));
+}
+
+std::vector<Problem> find_problems(const Config& config) {
+  Problems problems;
+  check_optimizer(config.optimizer, problems);
+  check_schedule(config.schedule, problems);
+  check_loss_scale(config.loss_scale, problems);
+  check_dtypes(config, problems);
+  problems.finite("gradient_clipping", config.gradient_clipping, 0);
+  problems.positive("gradient_predivide_factor", config.gradient_predivide_factor);
+  problems.finite("mics.timeout", config.timeout, 1e-3, 1e9);
+  problems.at_least("mics.replica_check_every", config.replica_check_every, 0);
+  problems.at_least("mics.slots", config.slots, 1);
+  if (config.prefetch) problems.at_least("mics.prefetch", *config.prefetch, 0);
+  if (config.ranks_per_node) problems.at_least("mics.ranks_per_node", *config.ranks_per_node, 1);
+  if (config.memory_budget) problems.at_least("mics.memory_budget", *config.memory_budget, 1);
+  if (config.preset == Preset::mics) {
+    problems.require(config.shard_size >= 1, "mics.shard_size",
+                     "1 or more ranks for the preset mics", std::to_string(config.shard_size),
+                     "give mics.shard_size or zero_optimization.mics_shard_size");
   }
-  if (json.has("compute_dtype")) {
-    config.compute = parse_dtype(json.text("compute_dtype"), json.where("compute_dtype"));
+  problems.at_least("zero_optimization.stage3_param_persistence_threshold",
+                    config.persistence_threshold, 0);
+  problems.at_least("zero_optimization.stage3_model_persistence_threshold",
+                    config.persistence_model_threshold, 0);
+  if (config.train_batch_size) problems.at_least("train_batch_size", *config.train_batch_size, 1);
+  if (config.micro_batch_size) {
+    problems.at_least("train_micro_batch_size_per_gpu", *config.micro_batch_size, 1, INT32_MAX);
   }
-  if (json.has("master_dtype")) {
-    config.master = parse_dtype(json.text("master_dtype"), json.where("master_dtype"));
+  if (config.accumulation_steps) {
+    problems.at_least("gradient_accumulation_steps", *config.accumulation_steps, 1, INT32_MAX);
   }
-  if (json.has("two_stage")) {
-    config.two_stage = parse_switch(json.text("two_stage"), json.where("two_stage"));
-  }
-  if (json.has("ranks_per_node")) {
-    config.ranks_per_node = static_cast<int>(json.integer("ranks_per_node", {}, 1, INT32_MAX));
-  }
-  if (json.has("prefetch")) {
-    config.prefetch = static_cast<int>(json.integer("prefetch", {}, 0, 1024));
-  }
-  if (json.has("memory_budget")) config.memory_budget = json.integer("memory_budget", {}, 1);
-  config.slots = static_cast<int>(json.integer("slots", config.slots, 1, 1024));
-  config.seed =
-      static_cast<std::uint64_t>(json.integer("seed", static_cast<std::int64_t>(config.seed), 0));
-  config.timeout = json.number("timeout", config.timeout);
-  config.debug = json.boolean("debug", config.debug);
-  json.finish();
+  return problems.take();
 }
 
 }  // namespace
@@ -193,96 +226,81 @@ Config Config::parse(std::string_view text, std::string_view source) {
   return read(JsonReader::parse(text, source));
 }
 
-Config Config::read(JsonReader json) {
-  Config config;
-  config.train_batch_size = positive(json, "train_batch_size");
-  config.micro_batch_size = positive(json, "train_micro_batch_size_per_gpu");
-  config.accumulation_steps = positive(json, "gradient_accumulation_steps");
-  config.gradient_clipping = number_or_auto(json, "gradient_clipping", config.gradient_clipping);
-  if (json.has("optimizer")) read_optimizer(json.object("optimizer"), config.optimizer);
+Config Config::read(JsonReader json) { return read(std::move(json), {}); }
 
-  JsonReader bf16 = json.object("bf16");
-  JsonReader fp16 = json.object("fp16");
-  if (bf16.boolean("enabled", false)) config.compute = DType::bf16;
-  if (fp16.boolean("enabled", false)) {
-    unsupported(fp16.where("enabled"), "true", "false (bf16, fp32 or fp64 compute)");
+Config Config::read(JsonReader json, const DeckValues& deck) {
+  detail::ReadConfig result = detail::read_config(std::move(json), deck);
+  if (!result.refusals.empty()) {
+    const std::size_t others = result.refusals.size() - 1;
+    throw ConfigError(result.refusals.front() +
+                      (others == 0 ? "" : "; and " + std::to_string(others) + " more refused"));
   }
-  bf16.finish();
+  result.config.validate();
+  return std::move(result.config);
+}
 
-  if (json.has("zero_optimization")) read_zero(json.object("zero_optimization"), config);
-  if (json.has("mics")) read_own(json.object("mics"), config);
+Config Config::explain(JsonReader json, const DeckValues& deck) {
+  return detail::read_config(std::move(json), deck).config;
+}
 
-  // Keys that would change the numbers are refused until they do.
-  if (json.has("communication_data_type") && !json.is_auto("communication_data_type")) {
-    const std::string key = json.where("communication_data_type");
-    if (parse_dtype(json.text("communication_data_type"), key) != config.compute) {
-      unsupported(key, in_quotes(json.text("communication_data_type")),
-                  "the compute dtype, " + std::string(mics::name(config.compute)));
-    }
+std::vector<KeyNote> Config::problems() const {
+  std::vector<KeyNote> notes;
+  for (const Problem& problem : find_problems(*this)) {
+    std::string text = "expected " + problem.expected + ", found " + problem.found;
+    if (!problem.remedy.empty()) text += "; " + problem.remedy;
+    notes.push_back({problem.key, problem.found, KeyFate::refused, text});
   }
-  JsonReader data_types = json.object("data_types");
-  if (data_types.has("grad_accum_dtype")) {
-    const std::string key = data_types.where("grad_accum_dtype");
-    const DType wanted = config.compute == DType::fp64 ? DType::fp64 : DType::fp32;
-    if (parse_dtype(data_types.text("grad_accum_dtype"), key) != wanted) {
-      unsupported(key, in_quotes(data_types.text("grad_accum_dtype")),
-                  std::string(mics::name(wanted)));
-    }
-  }
-  data_types.finish();
-  if (json.boolean("prescale_gradients", false)) {
-    unsupported(json.where("prescale_gradients"), "true", "false");
-  }
-  if (json.number("gradient_predivide_factor", 1.0) != 1) {
-    unsupported(json.where("gradient_predivide_factor"),
-                std::to_string(json.number("gradient_predivide_factor")), "1");
-  }
-  if (json.has("scheduler")) {
-    unsupported(json.where("scheduler"), "a schedule",
-                "none (the application sets learning rates)");
-  }
-  for (const char* key : {"steps_per_print", "wall_clock_breakdown",
-                          "zero_allow_untested_optimizer", "memory_breakdown", "dump_state"}) {
-    if (json.has(key)) config.without_effect.push_back(json.where(key));
-  }
-  json.finish();
-  config.validate();
-  return config;
+  return notes;
 }
 
 void Config::validate() const {
-  const auto finite = [](const char* key, double value, double lowest, double highest) {
-    if (std::isfinite(value) && value >= lowest && value <= highest) return;
-    std::string range = "a finite number of at least " + std::to_string(lowest);
-    if (std::isfinite(highest)) range += " and at most " + std::to_string(highest);
-    refuse(key, range, std::to_string(value));
-  };
-  constexpr double any = std::numeric_limits<double>::infinity();
-  finite("optimizer.params.lr", optimizer.learning_rate, 0, any);
-  finite("optimizer.params.betas[0]", optimizer.betas[0], 0, 1 - 1e-12);
-  finite("optimizer.params.betas[1]", optimizer.betas[1], 0, 1 - 1e-12);
-  finite("optimizer.params.eps", optimizer.epsilon, 0, any);
-  finite("optimizer.params.weight_decay", optimizer.weight_decay, 0, any);
-  finite("gradient_clipping", gradient_clipping, 0, any);
-  finite("mics.timeout", timeout, 1e-3, 1e9);
-  if (slots < 1) refuse("mics.slots", "1 or more", std::to_string(slots));
-  if (prefetch && *prefetch < 0) refuse("mics.prefetch", "0 or more", std::to_string(*prefetch));
-  if (ranks_per_node && *ranks_per_node < 1) {
-    refuse("mics.ranks_per_node", "1 or more", std::to_string(*ranks_per_node));
+  for (const Problem& problem : find_problems(*this)) {
+    refuse(source + problem.key, problem.expected, problem.found, problem.remedy);
   }
-  if (persistence_threshold < 0 || persistence_model_threshold < 0) {
-    refuse("stage3_param_persistence_threshold", "0 or more elements", "a negative number");
+}
+
+Batch Config::solve_batch(int world_size) const {
+  validate();
+  const std::string key = source + "train_batch_size";
+  if (!train_batch_size && !micro_batch_size) {
+    refuse(key, "train_batch_size or train_micro_batch_size_per_gpu",
+           accumulation_steps ? "gradient_accumulation_steps alone" : "neither");
   }
-  if (compute == DType::fp16) {
-    unsupported("mics.compute_dtype", "fp16", "bf16, fp32 or fp64");
+  Batch batch;
+  if (!micro_batch_size) {
+    batch.global = *train_batch_size;
+    batch.micro_steps = accumulation_steps.value_or(1);
+    if (batch.micro_steps > batch.global) {
+      refuse(source + "gradient_accumulation_steps",
+             "at most the " + std::to_string(batch.global) + " samples",
+             std::to_string(batch.micro_steps));
+    }
+    return batch;
   }
-  const DType master_dtype = master_for(compute);
-  if (bytes_of(master_dtype) < 4) {
-    refuse("mics.master_dtype", "fp32 or fp64", std::string(mics::name(master_dtype)));
+  const std::int64_t micro = *micro_batch_size;
+  batch.micro_steps = accumulation_steps
+                          ? *accumulation_steps
+                          : train_batch_size.value_or(micro * world_size) / (micro * world_size);
+  constexpr std::int64_t most = INT64_MAX / 4;
+  if (batch.micro_steps > most / (micro * world_size)) {
+    refuse(source + "gradient_accumulation_steps",
+           "at most " + std::to_string(most / (micro * world_size)) + " for this micro batch",
+           std::to_string(batch.micro_steps));
   }
-  if (compute == DType::fp64 && master_dtype != DType::fp64) {
-    refuse("mics.master_dtype", "fp64 for fp64 parameters", std::string(mics::name(master_dtype)));
+  batch.global = micro * batch.micro_steps * world_size;
+  if (train_batch_size && batch.global != *train_batch_size) {
+    const std::string ranks = std::to_string(world_size) + " ranks";
+    if (!accumulation_steps) {
+      refuse(key, "a multiple of " + std::to_string(micro) + " a micro-step x " + ranks,
+             std::to_string(*train_batch_size),
+             "leave train_micro_batch_size_per_gpu out: any number can be shared");
+    }
+    refuse(key,
+           std::to_string(micro) + " a micro-step x " + std::to_string(batch.micro_steps) +
+               " micro-steps x " + ranks + " = " + std::to_string(batch.global),
+           std::to_string(*train_batch_size), "leave one of the three out");
   }
+  return batch;
 }
 
 int Config::shard_size_for(int world_size) const {
@@ -303,13 +321,26 @@ DType Config::master_for(DType compute_dtype) const {
   return compute_dtype == DType::fp64 ? DType::fp64 : DType::fp32;
 }
 
-PlanRequest Config::plan_request() const {
+DType Config::accumulate_for(DType compute_dtype) const {
+  if (accumulate) return *accumulate;
+  return compute_dtype == DType::fp64 ? DType::fp64 : DType::fp32;
+}
+
+PlanRequest Config::plan_request(int world_size) const {
   PlanRequest request;
   request.preset = name(preset);
   request.compute = compute;
   request.master = master_for(compute);
-  request.states = optimizer.kind == OptimizerKind::adamw ? 2 : 0;
-  request.optimizer = optimizer.kind == OptimizerKind::adamw ? "AdamW" : "SGD";
+  request.gradient = gradient;
+  request.wire = wire;
+  request.accumulate = accumulate;
+  request.predivide = prescale_gradients ? world_size : gradient_predivide_factor;
+  const auto rule = custom_optimizer != nullptr
+                        ? custom_optimizer
+                        : std::shared_ptr<const optim::Optimizer>(optim::make_optimizer(optimizer));
+  request.optimizer = rule->name();
+  request.states = static_cast<int>(rule->states().size());
+  request.tensor_norms = rule->norms_per_tensor() > 0;
   request.keep_gathered = preset == Preset::zero2;
   request.want_two_stage = two_stage != Switch::off;
   request.require_two_stage = two_stage == Switch::on;
@@ -341,14 +372,51 @@ std::string Config::describe() const {
   line("ranks_per_node", optional(ranks_per_node));
   line("persistence_threshold", std::to_string(persistence_threshold));
   line("persistence_model_threshold", std::to_string(persistence_model_threshold));
+  const auto dtype = [](const std::optional<DType>& value) {
+    return value ? std::string(mics::name(*value)) : std::string("none");
+  };
+  const auto integer = [](auto value) { return std::to_string(static_cast<std::int64_t>(value)); };
   line("compute", std::string(mics::name(compute)));
   line("master", std::string(mics::name(master_for(compute))));
-  line("optimizer", std::to_string(static_cast<int>(optimizer.kind)));
-  line("lr", exact(optimizer.learning_rate));
-  line("betas", exact(optimizer.betas[0]) + ' ' + exact(optimizer.betas[1]));
-  line("eps", exact(optimizer.epsilon));
-  line("weight_decay", exact(optimizer.weight_decay));
+  line("gradient", dtype(gradient));
+  line("wire", dtype(wire));
+  line("accumulate", dtype(accumulate));
+  const OptimizerConfig& o = optimizer;
+  line("optimizer", custom_optimizer != nullptr ? custom_optimizer->describe() : integer(o.kind));
+  line("lr", exact(o.learning_rate));
+  line("betas", exact(o.betas[0]) + ' ' + exact(o.betas[1]));
+  line("eps", exact(o.epsilon));
+  line("weight_decay", exact(o.weight_decay));
+  line("bias_correction", integer(o.bias_correction));
+  line("momentum", exact(o.momentum));
+  line("dampening", exact(o.dampening));
+  line("nesterov", integer(o.nesterov));
+  line("max_coefficient", exact(o.max_coefficient));
+  line("min_coefficient", exact(o.min_coefficient));
+  line("ema_decay", o.ema_decay ? exact(*o.ema_decay) : "none");
+  const ScheduleConfig& s = schedule;
+  line("schedule", integer(s.kind));
+  line("warmup", exact(s.warmup_min_lr) + ' ' + exact(s.warmup_max_lr) + ' ' +
+                     integer(s.warmup_num_steps) + ' ' + integer(s.warmup_type) + ' ' +
+                     integer(s.total_num_steps) + ' ' + exact(s.warmup_min_ratio) + ' ' +
+                     exact(s.cos_min_ratio));
+  line("range", exact(s.range_min_lr) + ' ' + integer(s.range_step_size) + ' ' +
+                    exact(s.range_step_rate) + ' ' + integer(s.range_staircase));
+  line("cycle", exact(s.cycle_min_lr) + ' ' + exact(s.cycle_max_lr) + ' ' + exact(s.decay_lr_rate) +
+                    ' ' + integer(s.cycle_first_step_size) + ' ' +
+                    integer(s.cycle_second_step_size) + ' ' + integer(s.cycle_first_stair_count) +
+                    ' ' + integer(s.cycle_second_stair_count) + ' ' + integer(s.decay_step_size));
+  line("cycle_momentum", integer(s.cycle_momentum) + ' ' + exact(s.cycle_min_mom) + ' ' +
+                             exact(s.cycle_max_mom) + ' ' + exact(s.decay_mom_rate));
+  line("loss_scale", integer(loss_scale.dynamic) + ' ' + exact(loss_scale.initial) + ' ' +
+                         exact(loss_scale.factor) + ' ' + integer(loss_scale.window) + ' ' +
+                         integer(loss_scale.hysteresis) + ' ' +
+                         integer(loss_scale.consecutive_hysteresis) + ' ' +
+                         exact(loss_scale.minimum));
   line("gradient_clipping", exact(gradient_clipping));
+  line("gradient_predivide_factor", exact(gradient_predivide_factor));
+  line("prescale_gradients", integer(prescale_gradients));
+  line("replica_check", integer(replica_check_every) + ' ' + integer(replica_action));
   line("seed", std::to_string(seed));
   line("slots", std::to_string(slots));
   line("prefetch", optional(prefetch));

@@ -128,7 +128,9 @@ void Engine::read(ParameterId parameter, std::span<double> values, std::string_v
   state_->read(parameter, values, array);
 }
 void Engine::quiet(const Execution& exec) { state_->quiet(exec); }
-void Engine::fail(std::string_view text) noexcept { state_->fail(std::string(text), comm::FailureKind::cause); }
+void Engine::fail(std::string_view text) noexcept {
+  state_->fail(std::string(text), comm::FailureKind::cause);
+}
 
 bool Engine::alive() const { return !state_->failures().failed(); }
 int Engine::failed_rank() const { return state_->failures().failed_rank(); }

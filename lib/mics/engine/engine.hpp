@@ -170,7 +170,8 @@ class GradientScope {
 
   /// The parameter's gradient, e.g. `scope.view<float**>(weight)`, in the gradient dtype (the
   /// parameter's, unless the configuration sets another) and the parameter's shape. That of a
-  /// complex parameter is d(loss)/d(real) + i d(loss)/d(imaginary). Local; no copy. \throws as Lease::view, and ArgumentError for a frozen parameter.
+  /// complex parameter is d(loss)/d(real) + i d(loss)/d(imaginary). Local; no copy. \throws as
+  /// Lease::view, and ArgumentError for a frozen parameter.
   template <class DataType, class Layout = Kokkos::LayoutRight,
             class Space = Kokkos::DefaultHostExecutionSpace::memory_space>
   [[nodiscard]] auto view(ParameterId parameter) const {
@@ -298,8 +299,8 @@ class Engine {
   [[nodiscard]] ScalarView<const double> loss_scale() const;
 
   /// Learning rates of the coming steps, entry i for step i from the beginning; the last one stays.
-  /// They replace the configuration's schedule. The same on every rank. Local. \throws ConfigError for an empty table or a value that is not
-  /// finite or negative
+  /// They replace the configuration's schedule. The same on every rank. Local. \throws ConfigError
+  /// for an empty table or a value that is not finite or negative
   void set_learning_rates(std::span<const double> table);
 
   /// Tells the other order recorded in the first pass beforehand: units in the order of `gather`

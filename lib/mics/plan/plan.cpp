@@ -110,6 +110,10 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
                        MpiTransport::staging_bytes(layout.nodes_per_group(), convert_between)
                  : MpiTransport::staging_bytes(layout.shard_size(), convert1);
 
+  if (request.tensor_norms) {
+    memory_.staging += MpiTransport::staging_bytes(layout.shard_size(), false);
+  }
+
   for (int b = flat_.buffer_count() - 1; b >= 0; --b) {
     if (flat_.buffer(b).trainable && !flat_.buffer(b).persistent()) hop2_order_.push_back(b);
   }
@@ -212,7 +216,8 @@ CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) con
     if (sharded) counts.hop1 += micro_steps;
     if (layout_.replicas() > 1) ++counts.hop2;
   }
-  counts.norm = (sharded ? 1 : 0) + (layout_.replicas() > 1 ? 1 : 0);
+  counts.norm = (sharded ? 1 : 0) + (layout_.replicas() > 1 ? 1 : 0) +
+                (sharded && request_.tensor_norms ? 1 : 0);
   return counts;
 }
 

@@ -23,7 +23,8 @@ struct PlanRequest {
   std::optional<DType> wire = {};        ///< of both hops; default: gradient, then accumulator
   std::optional<DType> accumulate = {};  ///< default: fp32
   double predivide = 1;                  ///< gradients are divided by it before hop 1
-  int states = 2;                        ///< arrays of the optimizer a master weight
+  int states = 2;             ///< arrays of the optimizer, each as large as the master weights
+  bool tensor_norms = false;  ///< the optimizer needs norms of whole tensors
   std::string optimizer = "AdamW";
   bool keep_gathered = false;  ///< gathered once a step and kept (ddp, zero2)
   bool want_two_stage = true;

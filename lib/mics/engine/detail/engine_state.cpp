@@ -59,17 +59,8 @@ layout::GroupLayout make_layout(const std::vector<int>& nodes, const Config& con
   return layout::GroupLayout::make(nodes, config.shard_size_for(static_cast<int>(nodes.size())));
 }
 
-PlanRequest request_of(const Config& config, const optim::Optimizer& optimizer, int world_size) {
-  PlanRequest request = config.plan_request(world_size);
-  request.states = static_cast<int>(optimizer.states().size());
-  request.tensor_norms = optimizer.norms_per_tensor() > 0;
-  request.optimizer = std::string(optimizer.name());
-  return request;
-}
-
-Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& config,
-               const optim::Optimizer& optimizer) {
-  PlanRequest request = request_of(config, optimizer, static_cast<int>(nodes.size()));
+Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& config) {
+  PlanRequest request = config.plan_request(static_cast<int>(nodes.size()));
   Plan plan(model, make_layout(nodes, config), request);
   if (!config.memory_budget || plan.memory().total() <= *config.memory_budget) return plan;
   std::string remedy = "no shard size fits";
@@ -88,7 +79,7 @@ Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& 
 }
 
 std::chrono::milliseconds to_milliseconds(double seconds) {
-  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+  return std::chrono::milliseconds(static_cast<std::int64_t>(std::min(seconds, 1e9) * 1000));
 }
 
 }  // namespace
@@ -105,7 +96,7 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       nodes_(parallel::nodes_of_ranks(world_, config.ranks_per_node.value_or(0))),
       optimizer_(optimizer_of(config_)),
       state_specs_(optimizer_->states()),
-      plan_(make_plan(nodes_, model_, config_, *optimizer_)),
+      plan_(make_plan(nodes_, model_, config_)),
       arena_([&] {
         std::optional<state::Arena> arena;
         comm::agree(world_, [&] { arena.emplace(plan_.memory().arena); });
@@ -248,9 +239,9 @@ void EngineState::initialize() {
                       here.compute);
     for (std::size_t i = 0; i < here.states.size(); ++i) {
       if (state_specs_[i].initial != optim::InitialState::weights) continue;
-      std::memcpy(here.states[i], here.master_weights,
-                  static_cast<std::size_t>(buffer.flat.shard_count() *
-                                           bytes_of(plan_.master_dtype(b))));
+      std::memcpy(
+          here.states[i], here.master_weights,
+          static_cast<std::size_t>(buffer.flat.shard_count() * bytes_of(plan_.master_dtype(b))));
     }
   }
 }
@@ -272,16 +263,16 @@ void EngineState::require_same_unit(const char* call, UnitId unit) {
   if (!sharded()) return;
   const Operation operation{Purpose::agreement, model_.name(unit), 8};
   operations_.record(operation);
-  const std::uint64_t mine = (static_cast<std::uint64_t>(call[0]) << 32) |
-                             static_cast<std::uint32_t>(unit.value);
+  const std::uint64_t mine =
+      (static_cast<std::uint64_t>(call[0]) << 32) | static_cast<std::uint32_t>(unit.value);
   std::vector<std::uint64_t> all(static_cast<std::size_t>(groups_.shard().size()));
   groups_.shard().all_gather_small(&mine, all.data(), sizeof(mine), operation);
   const auto other =
       std::find_if(all.begin(), all.end(), [&](std::uint64_t theirs) { return theirs != mine; });
   if (other == all.end()) return;
   const layout::GroupLayout& layout = plan_.layout();
-  const int rank = layout.rank_of(layout.place(world_.rank()).group,
-                                  static_cast<int>(other - all.begin()));
+  const int rank =
+      layout.rank_of(layout.place(world_.rank()).group, static_cast<int>(other - all.begin()));
   const UnitId found{static_cast<int>(*other & 0xffffffffU)};
   const std::string line = format_error(
       {.object = std::string(call) + " of unit " + unit_name(unit) + " on rank " +

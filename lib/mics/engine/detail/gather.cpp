@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <mics/engine/detail/engine_state.hpp>
 #include <mics/base/error.hpp>
 #include <mics/base/hash.hpp>
+#include <mics/engine/detail/engine_state.hpp>
 #include <mics/state/arena.hpp>
 #include <mics/state/for_blocks.hpp>
 

@@ -22,7 +22,8 @@ int majority(std::span<const std::uint64_t> values) {
   for (const std::uint64_t value : values) ++votes[value];
   int best = 0;
   for (std::size_t r = 1; r < values.size(); ++r) {
-    if (votes[values[r]] > votes[values[static_cast<std::size_t>(best)]]) best = static_cast<int>(r);
+    if (votes[values[r]] > votes[values[static_cast<std::size_t>(best)]])
+      best = static_cast<int>(r);
   }
   return best;
 }

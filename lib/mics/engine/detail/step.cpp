@@ -52,9 +52,9 @@ EngineState::Totals EngineState::exchange_totals(std::vector<std::uint8_t>& cont
   if (sharded()) {
     comm::Transport& shard = groups_.shard();
     const Operation operation{Purpose::norm, "gradient norm", sizeof(Message)};
-    local.history = hash_combine(hash_combine(groups_.gather().fingerprint(),
-                                              groups_.reduce().fingerprint()),
-                                 shard.fingerprint());
+    local.history =
+        hash_combine(hash_combine(groups_.gather().fingerprint(), groups_.reduce().fingerprint()),
+                     shard.fingerprint());
     operations_.record(operation);
     std::vector<Message> all(static_cast<std::size_t>(shard.size()));
     shard.all_gather_small(&local, all.data(), sizeof(Message), operation);
@@ -150,8 +150,8 @@ void EngineState::update(const std::vector<std::uint8_t>& contributed, optim::St
     };
     for (std::size_t i = 0; i < all.size(); ++i) {
       if (all[i].count == 0) continue;
-      const std::int64_t needed = optimizer_->norm_partials(
-          all[i].count, static_cast<std::int64_t>(all[i].tensors.size()));
+      const std::int64_t needed =
+          optimizer_->norm_partials(all[i].count, static_cast<std::int64_t>(all[i].tensors.size()));
       partials.resize(std::max(partials.size(), static_cast<std::size_t>(needed)));
       optimizer_->add_norms(all[i], info_of(i), part(i), partials);
     }
@@ -161,8 +161,8 @@ void EngineState::update(const std::vector<std::uint8_t>& contributed, optim::St
                                 count * static_cast<std::int64_t>(sizeof(double))};
       operations_.record(operation);
       groups_.shard().all_reduce(
-          norms.data(), count,
-          {.source = DType::fp64, .wire = DType::fp64, .result = DType::fp64}, operation, exec_);
+          norms.data(), count, {.source = DType::fp64, .wire = DType::fp64, .result = DType::fp64},
+          operation, exec_);
     }
     for (std::size_t i = 0; i < all.size(); ++i) all[i].norms = part(i);
   }
