@@ -35,7 +35,7 @@ std::string Operation::text() const {
 }
 
 void OperationLog::record(const Operation& operation) {
-  kinds_.try_emplace(operation.fingerprint(), operation);
+  know(operation);
   ++counts_[static_cast<std::size_t>(operation.purpose)];
   ring_[static_cast<std::size_t>(total_) % capacity] = operation;
   ++total_;

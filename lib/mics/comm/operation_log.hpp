@@ -41,6 +41,8 @@ class OperationLog {
   static constexpr std::size_t capacity = 256;
 
   void record(const Operation& operation);
+  /// Lets `find` know an operation that has not been recorded yet.
+  void know(const Operation& operation) { kinds_.try_emplace(operation.fingerprint(), operation); }
   [[nodiscard]] std::int64_t count(Purpose purpose) const {
     return counts_[static_cast<std::size_t>(purpose)];
   }
@@ -49,7 +51,7 @@ class OperationLog {
   [[nodiscard]] std::string tail(std::size_t n = capacity) const;
   /// The same, a line each.
   [[nodiscard]] std::string dump() const;
-  /// An operation of this rank whose fingerprint agrees with `bits` in the bits of `mask`.
+  /// A known operation whose fingerprint agrees with `bits` in the bits of `mask`.
   [[nodiscard]] std::optional<Operation> find(std::uint64_t bits, std::uint64_t mask) const;
 
  private:

@@ -2,8 +2,6 @@
 #include <mics/base/hash.hpp>
 #include <mics/comm/agreement.hpp>
 #include <mics/engine/detail/engine_state.hpp>
-#include <mics/optim/norm.hpp>
-#include <mics/optim/update.hpp>
 #include <mics/state/for_blocks.hpp>
 #include <mics/state/initialize.hpp>
 
@@ -218,6 +216,16 @@ void EngineState::allocate() {
   norm_partials_ = {reinterpret_cast<double*>(arena_.take(partial_bytes, "norm partials")),
                     static_cast<std::size_t>(partials)};
 
+  // What another rank may be found to do instead of this rank's operation.
+  for (int b = 0; b < flat_model.buffer_count(); ++b) {
+    const std::string& name = flat(b).name;
+    operations_.know({Purpose::gather, name, buffer_bytes(b)});
+    if (!flat(b).trainable) continue;
+    operations_.know({Purpose::hop1, name, gradient_bytes(b)});
+    operations_.know({Purpose::hop2, name,
+                      flat(b).flat.shard_count() * bytes_of(plan_.sum_dtype(b))});
+  }
+
   units_.resize(static_cast<std::size_t>(model_.units()));
   for (int u = 0; u < model_.units(); ++u) {
     for (const int b : flat_model.buffers_of(UnitId{u})) {
@@ -261,8 +269,9 @@ void EngineState::wait_for(std::vector<Execution>& users, const char* reason) {
 
 void EngineState::require_same_unit(const char* call, UnitId unit) {
   if (!sharded()) return;
-  const Operation operation{Purpose::agreement, model_.name(unit), 8};
-  operations_.record(operation);
+  // Named alike on all ranks, so that they meet here and learn each other's unit.
+  const Operation operation{Purpose::agreement, "next unit", 8};
+  operations_.record({Purpose::agreement, model_.name(unit), 8});
   const std::uint64_t mine =
       (static_cast<std::uint64_t>(call[0]) << 32) | static_cast<std::uint32_t>(unit.value);
   std::vector<std::uint64_t> all(static_cast<std::size_t>(groups_.shard().size()));
