@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <optional>
 
 namespace mics {
 
@@ -52,3 +54,41 @@ struct ScheduleConfig {
 };
 
 }  // namespace mics
+
+namespace mics::optim {
+
+/// What a schedule says of one optimizer step.
+struct Rates {
+  double learning_rate = 0;
+  std::optional<std::array<double, 2>> betas = {};  ///< where the momentum is cycled
+};
+
+/// The learning rate, and under OneCycle the betas, of each optimizer step.
+///
+/// Steps count from 0; a skipped one does not count. DeepSpeed sets the rate of the next step after
+/// each step, and its index starts at -1: step 0 has the value that a scheduler's constructor sets,
+/// step k > 0 the formula's at index k - 1. Thus the steps 0 and 1 of WarmupLR both have the lowest
+/// rate, step 0 of WarmupCosineLR has rate 0, whatever its least ratio, and step 0 of OneCycle has
+/// the lowest momentum, where step 1 comes down from the highest.
+///
+/// Example: WarmupLR, linear, from 0 to 1 in 4 steps: 0, 0, 0.25, 0.5, 0.75, 1, 1, ...
+/// Source: DeepSpeed:deepspeed/runtime/lr_schedules.py.
+class Schedule {
+ public:
+  /// \param learning_rate  the optimizer's, which `constant` and WarmupCosineLR start from
+  /// \throws ConfigError for values that can never work
+  Schedule(const ScheduleConfig& config, double learning_rate);
+
+  /// Local. \param step  optimizer steps taken before
+  [[nodiscard]] Rates rates(std::int64_t step) const;
+
+ private:
+  [[nodiscard]] double warmup(std::int64_t index) const;
+  [[nodiscard]] double cycle(std::int64_t step) const;
+  [[nodiscard]] Rates one_cycle(std::int64_t step) const;
+
+  ScheduleConfig config_;
+  double learning_rate_;
+};
+
+}  // namespace mics::optim

@@ -588,6 +588,46 @@ TEST(OptimizerTest, SumsTheSquaresOfATensorWhateverTheBlocks) {
   }
 }
 
+// The sum of squares of [begin, end): in chunks of 1024 from each start of a block, in a chunk
+// eight interleaved sums, the rest to the first.
+double sum_in_order(const std::vector<double>& values, std::size_t begin, std::size_t end) {
+  double total = 0;
+  while (begin < end) {
+    const std::size_t block_end = std::min(end, (begin / 4096 + 1) * 4096);
+    double of_block = 0;
+    while (begin < block_end) {
+      const std::size_t chunk_end = std::min(block_end, begin + 1024);
+      double sums[8] = {};
+      const std::size_t whole = begin + (chunk_end - begin) / 8 * 8;
+      for (std::size_t i = begin; i < whole; ++i) sums[(i - begin) % 8] += values[i] * values[i];
+      for (std::size_t i = whole; i < chunk_end; ++i) sums[0] += values[i] * values[i];
+      double chunk = 0;
+      for (const double sum : sums) chunk += sum;
+      of_block += chunk;
+      begin = chunk_end;
+    }
+    total += of_block;
+  }
+  return total;
+}
+
+TEST(OptimizerTest, NormsHaveTheBitsOfTheDefinitionWhateverTheThreads) {
+  const auto optimizer =
+      make_optimizer({.kind = OptimizerKind::lamb, .epsilon = 1e-6, .weight_decay = 0.5});
+  std::vector<double> initial(50'001);
+  for (std::size_t i = 0; i < initial.size(); ++i) initial[i] = std::sin(static_cast<double>(i));
+  Shard<double> shard(*optimizer, initial, {3, 100, 101, 9000, 30'001});
+
+  shard.add_norms({}, shard.norms);
+
+  for (std::size_t t = 0; t < shard.tensors.size(); ++t) {
+    const double expected = sum_in_order(initial, static_cast<std::size_t>(shard.tensors[t].begin),
+                                         static_cast<std::size_t>(shard.tensors[t].end));
+    EXPECT_EQ(shard.norms[2 * t], expected);
+    EXPECT_EQ(shard.norms[2 * t + 1], expected / 4);
+  }
+}
+
 TEST(OptimizerTest, LambLeavesTheRateAloneWhereANormIsZero) {
   const auto optimizer = make_optimizer({.kind = OptimizerKind::lamb,
                                          .betas = {0.5, 0.75},
@@ -689,6 +729,10 @@ TEST(OptimizerTest, RefusesASliceThatLacksArrays) {
   slice = shard.slice();
   slice.master_dtype = DType::bf16;
   contains(message(slice, 1), "expected fp32 or fp64, found bf16");
+  contains(message_of<ArgumentError>([&] {
+             optimizer->update(shard.slice(), {.step = 7, .betas = {{1.0, 0.99}}});
+           }),
+           "betas of step 7: expected numbers of at least 0 and below 1, found 1.000000, 0.990000");
   EXPECT_EQ(shard.weights, (std::vector<float>{1, 2, 3}));
 
   const auto by_norms = make_optimizer({.kind = OptimizerKind::lamb});

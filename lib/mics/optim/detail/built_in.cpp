@@ -57,6 +57,14 @@ void BuiltIn::check(const Slice& slice, const StepInfo& info) const {
     raise<ArgumentError>(
         {.object = object, .expected = "step 1 or later", .found = std::to_string(info.step)});
   }
+  if (info.betas && !((*info.betas)[0] >= 0 && (*info.betas)[0] < 1 && (*info.betas)[1] >= 0 &&
+                      (*info.betas)[1] < 1)) {
+    raise<ArgumentError>(
+        {.object = "betas of step " + std::to_string(info.step),
+         .expected = "numbers of at least 0 and below 1",
+         .found = std::to_string((*info.betas)[0]) + ", " + std::to_string((*info.betas)[1]),
+         .remedy = "a schedule may raise the momentum too far: decay_mom_rate"});
+  }
   const std::size_t wanted = states_.size() + (config_.ema_decay ? 1 : 0);
   if (slice.states.size() != wanted) {
     raise<ArgumentError>({.object = object,

@@ -33,10 +33,9 @@ class Lion final : public BuiltIn {
         const T g = gradient[i] * scale;
         const T m = exp_avg[i];
         const T c = beta1 * m + one_minus_beta1 * g;
-        const T up = c > 0 ? rate : T(0);
-        const T down = c < 0 ? rate : T(0);
+        const auto sign = static_cast<T>(static_cast<int>(c > 0) - static_cast<int>(c < 0));
         exp_avg[i] = beta2 * m + one_minus_beta2 * g;
-        weights[i] = weights[i] * keep - (up - down);
+        weights[i] = weights[i] * keep - rate * sign;
       }
     });
   }
