@@ -56,7 +56,15 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    return action();
+    const int status = action();
+    // What was printed may not have arrived: a full disk.
+    if (!std::cout.flush()) {
+      mics::raise<mics::Error>({.object = "standard output",
+                                .expected = "all that was printed to be written",
+                                .found = "an error",
+                                .remedy = "free space where it goes"});
+    }
+    return status;
   } catch (const std::exception& error) {
     std::cerr << "mics: rank " << session.rank() << ": " << error.what() << std::endl;
     session.leave(1);

@@ -118,12 +118,13 @@ struct Workspace {
 /// use its first part.
 ///
 /// Elements a layer and row (position of a sample): 16 C + H T + 4; once: 8 C + V + H T + 3 and 4 C
-/// for each 64 rows. Example: 4 layers, width 128, 4 heads, 128 positions, 6 samples, float: 37.0
-/// MB.
+/// for each 64 rows. Recomputed, a layer and row have C, and 15 C + H T + 4 come once. Example: 4
+/// layers, width 128, 4 heads, 128 positions, 6 samples, float: 37.0 MB, recomputed 14.6 MB.
 template <class Real, class Exec>
 class Activations {
  public:
-  Activations(const GptShape& shape, int batch) : shape_(shape), capacity_(batch) {
+  Activations(const GptShape& shape, int batch, Recompute recompute = Recompute::no)
+      : shape_(shape), capacity_(batch), recompute_(recompute) {
     shape.validate();
     arena_ = Kokkos::View<Real*, typename Exec::memory_space>(
         Kokkos::view_alloc("gpt::Activations::arena", Kokkos::WithoutInitializing), place(batch));
@@ -150,6 +151,11 @@ class Activations {
   }
   [[nodiscard]] const BlockActivations<Real, Exec>& layer(int index) const {
     return layers_.at(static_cast<std::size_t>(index));
+  }
+  /// True if the views of layer `index` hold, after a forward pass, what its backward pass reads:
+  /// of recomputed layers the last one's do.
+  [[nodiscard]] bool is_kept(int index) const {
+    return recompute_ == Recompute::no || index + 1 == shape_.layers;
   }
   /// Where layer `index` writes its output: the input of the next one, or of the head.
   [[nodiscard]] Matrix<Real, Exec> output(int index) const {
@@ -184,7 +190,13 @@ class Activations {
     const std::int64_t rows = batch * t;
     const std::int64_t score_rows = rows * shape_.heads;
     layers_.resize(static_cast<std::size_t>(shape_.layers));
-    for (auto& layer : layers_) {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      BlockActivations<Real, Exec>& layer = layers_[i];
+      if (i > 0 && recompute_ == Recompute::yes) {
+        layer = layers_.front();
+        layer.x = matrix(rows, c);
+        continue;
+      }
       layer.x = matrix(rows, c);
       layer.ln1_mean = vector(rows);
       layer.ln1_rstd = vector(rows);
@@ -217,6 +229,7 @@ class Activations {
 
   GptShape shape_;
   int capacity_ = 0;
+  Recompute recompute_;
   int batch_ = 0;
   Kokkos::View<Real*, typename Exec::memory_space> arena_;
   Kokkos::View<double*, typename Exec::memory_space> losses_;
@@ -225,13 +238,12 @@ class Activations {
   Workspace<Real, Exec> workspace_;
 };
 
-/// y = x + attention(norm(x)), then y + mlp(norm(y)). Reads saved.x, writes the rest of saved, and
-/// y. \param[out] y  (N, C)
+/// All of block_forward but its last product: reads saved.x, writes the rest of saved. What a
+/// backward pass needs where it was not kept; the same bits each time.
 template <class Real, class Exec>
-void block_forward(const Exec& exec, int heads,
-                   const std::type_identity_t<BlockParameters<const Real, Exec>>& p,
-                   const std::type_identity_t<BlockActivations<Real, Exec>>& saved,
-                   std::type_identity_t<Matrix<Real, Exec>> y) {
+void block_activations(const Exec& exec, int heads,
+                       const std::type_identity_t<BlockParameters<const Real, Exec>>& p,
+                       const std::type_identity_t<BlockActivations<Real, Exec>>& saved) {
   layer_norm_forward<Real>(exec, saved.x, p.ln1_weight, p.ln1_bias, saved.ln1, saved.ln1_mean,
                            saved.ln1_rstd);
   qkv_forward<Real>(exec, saved.ln1, p.qkv_weight, p.query_bias, p.value_bias, saved.qkv);
@@ -242,6 +254,16 @@ void block_forward(const Exec& exec, int heads,
   linear_forward<Real>(exec, saved.ln2, p.up_weight, p.up_bias, Matrix<const Real, Exec>(),
                        saved.up);
   gelu_forward<Real>(exec, saved.up, saved.gelu);
+}
+
+/// y = x + attention(norm(x)), then y + mlp(norm(y)). Reads saved.x, writes the rest of saved, and
+/// y. \param[out] y  (N, C)
+template <class Real, class Exec>
+void block_forward(const Exec& exec, int heads,
+                   const std::type_identity_t<BlockParameters<const Real, Exec>>& p,
+                   const std::type_identity_t<BlockActivations<Real, Exec>>& saved,
+                   std::type_identity_t<Matrix<Real, Exec>> y) {
+  block_activations<Real>(exec, heads, p, saved);
   linear_forward<Real>(exec, saved.gelu, p.down_weight, p.down_bias, saved.middle, y);
 }
 
@@ -269,7 +291,7 @@ void block_backward(const Exec& exec, int heads,
                             p.ln1_weight, work.d_x, g.ln1_weight, g.ln1_bias, work.partial);
 }
 
-/// Logits of the next byte: norm of the residual stream times the token embedding.
+/// Logits of the next token: norm of the residual stream times the token embedding.
 template <class Real, class Exec>
 void head_forward(const Exec& exec,
                   const std::type_identity_t<FinalParameters<const Real, Exec>>& p,

@@ -3,6 +3,8 @@
 #include <gpt/gemm.hpp>
 #include <gpt/layers.hpp>
 
+#include <algorithm>
+#include <numeric>
 #include <type_traits>
 
 namespace gpt {
@@ -357,23 +359,39 @@ void embedding_forward(const Exec& exec, Matrix<const Token, Exec> windows,
       });
 }
 
+void sort_by_token(const Matrix<const Token, Kokkos::DefaultHostExecutionSpace>& windows,
+                   const Vector<std::int32_t, Kokkos::DefaultHostExecutionSpace>& order) {
+  const int positions = windows.extent_int(1) - 1;
+  std::int32_t* begin = order.data();
+  std::int32_t* end = begin + order.size();
+  std::iota(begin, end, 0);
+  const auto token = [&](std::int32_t i) { return windows(i / positions, i % positions); };
+  std::sort(begin, end, [&](std::int32_t a, std::int32_t b) {
+    return token(a) != token(b) ? token(a) < token(b) : a < b;
+  });
+}
+
 template <class Real, class Exec>
 void embedding_backward(const Exec& exec, Matrix<const Token, Exec> windows,
-                        Matrix<const Real, Exec> d_x, Matrix<Real, Exec> d_token,
-                        Matrix<Real, Exec> d_position) {
+                        Vector<const std::int32_t, Exec> order, Matrix<const Real, Exec> d_x,
+                        Matrix<Real, Exec> d_token, Matrix<Real, Exec> d_position) {
   const int batch = windows.extent_int(0);
   const int positions = windows.extent_int(1) - 1;
+  const int rows = d_x.extent_int(0);
   const int width = d_x.extent_int(1);
   for_rows(
-      "gpt::embedding_backward token", exec, d_token.extent_int(0),
-      KOKKOS_LAMBDA(const Row<Exec>& row, const int v) {
+      "gpt::embedding_backward token", exec, rows,
+      KOKKOS_LAMBDA(const Row<Exec>& row, const int k) {
+        // The first row of a token adds all of them.
+        const auto token = [&](int i) {
+          return windows(order(i) / positions, order(i) % positions);
+        };
+        const Token v = token(k);
+        if (k > 0 && token(k - 1) == v) return;
         Real* sum = &d_token(v, 0);
-        for (int b = 0; b < batch; ++b) {
-          for (int t = 0; t < positions; ++t) {
-            if (windows(b, t) != v) continue;
-            const Real* d = &d_x(b * positions + t, 0);
-            row_for(row, width, [&](const int j) { sum[j] += d[j]; });
-          }
+        for (int i = k; i < rows && token(i) == v; ++i) {
+          const Real* d = &d_x(order(i), 0);
+          row_for(row, width, [&](const int j) { sum[j] += d[j]; });
         }
       });
   for_rows(
@@ -415,7 +433,7 @@ void cross_entropy_forward(const Exec& exec, Matrix<const Real, Exec> logits,
       "gpt::cross_entropy_forward", exec, logits.extent_int(0),
       KOKKOS_LAMBDA(const Row<Exec>& row, const int i) {
         const Real* z = &logits(i, 0);
-        const int target = windows(i / positions, i % positions + 1);
+        const auto target = windows(i / positions, i % positions + 1);
         const Real largest = row_max<Real>(row, vocabulary, [&](const int j) { return z[j]; });
         const Real total = row_sum<Real>(row, vocabulary,
                                          [&](const int j) { return exponential(z[j] - largest); });
@@ -435,7 +453,7 @@ void cross_entropy_forward_backward(const Exec& exec, Matrix<Real, Exec> logits,
       "gpt::cross_entropy_forward_backward", exec, logits.extent_int(0),
       KOKKOS_LAMBDA(const Row<Exec>& row, const int i) {
         Real* z = &logits(i, 0);
-        const int target = windows(i / positions, i % positions + 1);
+        const auto target = windows(i / positions, i % positions + 1);
         const Real largest = row_max<Real>(row, vocabulary, [&](const int j) { return z[j]; });
         const Real of_target = z[target] - largest;
         row_sync(row);
@@ -489,9 +507,9 @@ void cross_entropy_forward_backward(const Exec& exec, Matrix<Real, Exec> logits,
   template void embedding_forward<Real, Exec>(const Exec&, Matrix<const Token, Exec>,              \
                                               Matrix<const Real, Exec>, Matrix<const Real, Exec>,  \
                                               Matrix<Real, Exec>);                                 \
-  template void embedding_backward<Real, Exec>(const Exec&, Matrix<const Token, Exec>,             \
-                                               Matrix<const Real, Exec>, Matrix<Real, Exec>,       \
-                                               Matrix<Real, Exec>);                                \
+  template void embedding_backward<Real, Exec>(                                                    \
+      const Exec&, Matrix<const Token, Exec>, Vector<const std::int32_t, Exec>,                    \
+      Matrix<const Real, Exec>, Matrix<Real, Exec>, Matrix<Real, Exec>);                           \
   template void cross_entropy_forward<Real, Exec>(const Exec&, Matrix<const Real, Exec>,           \
                                                   Matrix<const Token, Exec>, Vector<Real, Exec>,   \
                                                   Vector<double, Exec>);                           \

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Layers of a byte-level GPT, forward and backward, as free functions over Kokkos Views.
+// Layers of a GPT, forward and backward, as free functions over Kokkos Views.
 //
 // Shapes: B samples, T positions, N = B*T rows, C width, H heads of C/H columns, V vocabulary. Row
 // b*T + t of an activation belongs to position t of sample b. Weights are (outputs, inputs). Views
@@ -20,13 +20,11 @@
 
 #include <Kokkos_Core.hpp>
 #include <gpt/rows.hpp>
+#include <gpt/shape.hpp>
 
 #include <cstdint>
 
 namespace gpt {
-
-/// One byte of text; V <= 256.
-using Token = std::uint8_t;
 
 /// Added to the variance under the root, as in GPT-2.
 inline constexpr double layer_norm_epsilon = 1e-5;
@@ -119,24 +117,32 @@ template <class Real, class Exec>
 void residual_add(const Exec& exec, Matrix<const Real, Exec> x, Matrix<Real, Exec> y);
 
 /// x(b*T + t) = token(windows(b, t)) + position(t).
-/// \param[in]  windows   (B, T + 1) bytes; the last column is a target only
+/// \param[in]  windows   (B, T + 1) tokens; the last column is a target only
 /// \param[in]  token     (V, C)
 /// \param[in]  position  (at least T, C)
 /// \param[out] x         (N, C)
-/// \pre all bytes are below V
+/// \pre all tokens are below V
 template <class Real, class Exec>
 void embedding_forward(const Exec& exec, Matrix<const Token, Exec> windows,
                        Matrix<const Real, Exec> token, Matrix<const Real, Exec> position,
                        Matrix<Real, Exec> x);
 
-/// Adds rows in the order of their index: work is V scans of N bytes.
+/// Writes the rows b*T + t of a batch sorted by their token, windows(b, t), and those of one token
+/// by their number: what embedding_backward goes through. Local, on the host; allocates nothing.
+/// \param[in]  windows  (B, T + 1)
+/// \param[out] order    (N)
+void sort_by_token(const Matrix<const Token, Kokkos::DefaultHostExecutionSpace>& windows,
+                   const Vector<std::int32_t, Kokkos::DefaultHostExecutionSpace>& order);
+
+/// Adds rows in the order of their index: work is N rows whatever V is.
+/// \param[in]     order  (N), of sort_by_token
 /// \param[in,out] d_token, d_position  added
 template <class Real, class Exec>
 void embedding_backward(const Exec& exec, Matrix<const Token, Exec> windows,
-                        Matrix<const Real, Exec> d_x, Matrix<Real, Exec> d_token,
-                        Matrix<Real, Exec> d_position);
+                        Vector<const std::int32_t, Exec> order, Matrix<const Real, Exec> d_x,
+                        Matrix<Real, Exec> d_token, Matrix<Real, Exec> d_position);
 
-/// Cross entropy of the next byte in nats, mean over the positions of each sample.
+/// Cross entropy of the next token in nats, mean over the positions of each sample.
 /// \param[in]  logits   (N, V)
 /// \param[in]  windows  (B, T + 1); row b*T + t is scored on windows(b, t + 1)
 /// \param[out] row_losses  (N), workspace: loss of each position

@@ -51,23 +51,32 @@ class Gpt::Passes {
 template <class Real, class Stored>
 class Gpt::PassesOf final : public Gpt::Passes {
  public:
-  PassesOf(const GptShape& shape, GptIds ids, int batch)
+  PassesOf(const GptShape& shape, GptIds ids, int batch, Recompute recompute)
       : shape_(shape),
         ids_(std::move(ids)),
-        activations_(shape, batch),
+        activations_(shape, batch, recompute),
         parameter_scratch_(scratch_count(shape)),
         gradient_scratch_(scratch_count(shape)),
-        bytes_of_windows_("gpt::Gpt::windows", static_cast<std::size_t>(batch) * window_bytes()) {}
+        tokens_("gpt::Gpt::tokens", static_cast<std::size_t>(batch) * window_tokens()),
+        order_("gpt::Gpt::order", static_cast<std::size_t>(batch) * (window_tokens() - 1)) {}
 
   void load(std::span<const Window> windows) override {
     activations_.resize(static_cast<int>(std::min<std::size_t>(windows.size(), INT32_MAX)));
-    Token* target = bytes_of_windows_.data();
+    Token* target = tokens_.data();
     for (const Window window : windows) {
-      if (window.size() != window_bytes()) {
-        throw std::invalid_argument("gpt::Gpt: window: expected " + std::to_string(window_bytes()) +
-                                    " bytes, found " + std::to_string(window.size()));
+      if (window.size() != window_tokens()) {
+        throw std::invalid_argument("gpt::Gpt: window: expected " +
+                                    std::to_string(window_tokens()) + " tokens, found " +
+                                    std::to_string(window.size()));
       }
-      target = std::ranges::copy(window, target).out;
+      for (const Token token : window) {
+        if (token >= static_cast<Token>(shape_.vocabulary)) {
+          throw std::invalid_argument("gpt::Gpt: window: expected tokens below " +
+                                      std::to_string(shape_.vocabulary) + ", found " +
+                                      std::to_string(token));
+        }
+        *target++ = token;
+      }
     }
   }
 
@@ -82,6 +91,9 @@ class Gpt::PassesOf final : public Gpt::Passes {
       const auto p = parameters<BlockParameters>(lease, unit);
       const auto stored = views<BlockParameters, Stored>(scope, unit);
       const auto g = gradients_as<Real>(exec_, stored, gradient_scratch_);
+      if (!activations_.is_kept(layer)) {
+        block_activations<Real>(exec_, shape_.heads, p, activations_.layer(layer));
+      }
       block_backward<Real>(exec_, shape_.heads, p, activations_.layer(layer), g,
                            activations_.workspace());
       add_gradients<Real>(exec_, g, stored);
@@ -90,20 +102,19 @@ class Gpt::PassesOf final : public Gpt::Passes {
     reset_scratch();
     const auto stored = views<EmbeddingParameters, Stored>(embedding_scope, ids_.embedding());
     const auto g = gradients_as<Real>(exec_, stored, gradient_scratch_);
-    embedding_backward<Real>(exec_, windows(), activations_.workspace().d_x, g.token, g.position);
+    const Vector<std::int32_t, Exec> order(
+        order_.data(), static_cast<std::size_t>(activations_.batch()) * (window_tokens() - 1));
+    sort_by_token(windows(), order);
+    embedding_backward<Real>(exec_, windows(), order, activations_.workspace().d_x, g.token,
+                             g.position);
     add_gradients<Real>(exec_, g, stored);
     embedding_scope.reduce();
   }
 
   double evaluate(mics::Engine& engine) override {
     forward_blocks(engine);
-    reset_scratch();
-    const mics::Lease embedding_lease = engine.gather(ids_.embedding().id, exec_);
-    const mics::Lease final_lease = engine.gather(ids_.final().id, exec_);
-    const auto embedding = parameters<EmbeddingParameters>(embedding_lease, ids_.embedding());
-    const auto norm = parameters<FinalParameters>(final_lease, ids_.final());
+    const Head opened = run_head(engine);
     const auto& head = activations_.head();
-    head_forward<Real>(exec_, norm, embedding.token, head);
     cross_entropy_forward<Real>(exec_, head.logits, windows(), head.row_losses,
                                 activations_.losses());
     return sum_of_losses();
@@ -117,7 +128,8 @@ class Gpt::PassesOf final : public Gpt::Passes {
   }
 
   [[nodiscard]] std::size_t bytes() const override {
-    return activations_.bytes() + bytes_of_windows_.size() +
+    return activations_.bytes() + tokens_.size() * sizeof(Token) +
+           order_.size() * sizeof(std::int32_t) +
            2 * static_cast<std::size_t>(scratch_count(shape_)) * sizeof(Real);
   }
 
@@ -125,12 +137,12 @@ class Gpt::PassesOf final : public Gpt::Passes {
   [[nodiscard]] static std::int64_t scratch_count(const GptShape& shape) {
     return std::is_same_v<Real, Stored> ? 0 : conversion_scratch_count(shape);
   }
-  [[nodiscard]] std::size_t window_bytes() const {
+  [[nodiscard]] std::size_t window_tokens() const {
     return static_cast<std::size_t>(shape_.positions) + 1;
   }
   [[nodiscard]] Matrix<const Token, Exec> windows() const {
-    return Matrix<const Token, Exec>(
-        bytes_of_windows_.data(), static_cast<std::size_t>(activations_.batch()), window_bytes());
+    return Matrix<const Token, Exec>(tokens_.data(), static_cast<std::size_t>(activations_.batch()),
+                                     window_tokens());
   }
   void reset_scratch() {
     parameter_scratch_.reset();
@@ -157,16 +169,29 @@ class Gpt::PassesOf final : public Gpt::Passes {
     }
   }
 
+  /// What the head reads, and the leases that keep it valid.
+  struct Head {
+    mics::Lease embedding_lease, final_lease;
+    Matrix<const Real, Exec> token;
+    FinalParameters<const Real, Exec> norm;
+  };
+
+  /// Gathers what the head reads, computes its logits, and leaves the leases open.
+  Head run_head(mics::Engine& engine) {
+    reset_scratch();
+    Head opened{
+        engine.gather(ids_.embedding().id, exec_), engine.gather(ids_.final().id, exec_), {}, {}};
+    opened.token = parameters<EmbeddingParameters>(opened.embedding_lease, ids_.embedding()).token;
+    opened.norm = parameters<FinalParameters>(opened.final_lease, ids_.final());
+    head_forward<Real>(exec_, opened.norm, opened.token, activations_.head());
+    return opened;
+  }
+
   /// Head, loss and their gradients. Returns the embedding's scope, to which the embedding's own
   /// backward adds at the end of the pass.
   mics::GradientScope train_head(mics::Engine& engine) {
-    reset_scratch();
-    const mics::Lease embedding_lease = engine.gather(ids_.embedding().id, exec_);
-    const mics::Lease final_lease = engine.gather(ids_.final().id, exec_);
-    const auto embedding = parameters<EmbeddingParameters>(embedding_lease, ids_.embedding());
-    const auto norm = parameters<FinalParameters>(final_lease, ids_.final());
+    const Head opened = run_head(engine);
     const auto& head = activations_.head();
-    head_forward<Real>(exec_, norm, embedding.token, head);
     cross_entropy_forward_backward<Real>(exec_, head.logits, windows(), engine.loss_scale(),
                                          head.row_losses, activations_.losses());
     engine.loss()() += sum_of_losses();
@@ -178,7 +203,7 @@ class Gpt::PassesOf final : public Gpt::Passes {
     const auto stored_norm = views<FinalParameters, Stored>(final_scope, ids_.final());
     const auto d_embedding = gradients_as<Real>(exec_, stored_embedding, gradient_scratch_);
     const auto d_norm = gradients_as<Real>(exec_, stored_norm, gradient_scratch_);
-    head_backward<Real>(exec_, norm, embedding.token, head, d_norm, d_embedding.token,
+    head_backward<Real>(exec_, opened.norm, opened.token, head, d_norm, d_embedding.token,
                         activations_.workspace());
     add_gradients<Real>(exec_, d_embedding, stored_embedding);
     add_gradients<Real>(exec_, d_norm, stored_norm);
@@ -200,7 +225,8 @@ class Gpt::PassesOf final : public Gpt::Passes {
   Activations<Real, Exec> activations_;
   ConversionScratch<Real, Exec> parameter_scratch_;
   ConversionScratch<Real, Exec> gradient_scratch_;
-  Kokkos::View<Token*, Exec::memory_space> bytes_of_windows_;  // (batch * (positions + 1))
+  Kokkos::View<Token*, Exec::memory_space> tokens_;        // (batch * (positions + 1))
+  Kokkos::View<std::int32_t*, Exec::memory_space> order_;  // (batch * positions) rows by token
 };
 
 GptIds declare(mics::Model& model, const GptShape& shape) {
@@ -231,12 +257,12 @@ std::vector<mics::UnitId> training_order(const GptIds& ids) {
   return order;
 }
 
-Gpt::Gpt(const GptShape& shape, GptIds ids, mics::DType compute, int batch)
+Gpt::Gpt(const GptShape& shape, GptIds ids, mics::DType compute, int batch, Recompute recompute)
     : positions_(shape.positions) {
   passes_ = mics::visit(compute, [&](auto tag) -> std::unique_ptr<Passes> {
     using Stored = typename decltype(tag)::type;
     using Real = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
-    return std::make_unique<PassesOf<Real, Stored>>(shape, std::move(ids), batch);
+    return std::make_unique<PassesOf<Real, Stored>>(shape, std::move(ids), batch, recompute);
   });
 }
 
@@ -262,10 +288,10 @@ double Gpt::evaluate(mics::Engine& engine, std::span<const Window> windows) {
 }
 
 std::vector<double> Gpt::next_logits(mics::Engine& engine, Window prefix) {
-  std::vector<std::uint8_t> window(static_cast<std::size_t>(positions_) + 1);
+  std::vector<Token> window(static_cast<std::size_t>(positions_) + 1);
   if (prefix.empty() || prefix.size() >= window.size()) {
     throw std::invalid_argument("gpt::Gpt: prefix: expected 1 to " + std::to_string(positions_) +
-                                " bytes, found " + std::to_string(prefix.size()));
+                                " tokens, found " + std::to_string(prefix.size()));
   }
   // Attention is causal: what follows the prefix does not matter.
   std::ranges::copy(prefix, window.begin());

@@ -42,15 +42,19 @@ GptIds declare(mics::Model& model, const GptShape& shape);
 /// loss and their backward in one lease), and backward from the last block to block0. The scope of
 /// the embedding stays open from the head to the end, since the head's weight is the token
 /// embedding. At most two leases, and two scopes, are open at a time.
+///
+/// With Recompute::yes the backward pass of a block first runs its forward pass again, in the lease
+/// that it opens anyway: the order of units, and with it the number of gathers, stays the same.
 class Gpt {
  public:
   /// Leases, and scopes, that are open at a time.
   static constexpr int slots_needed = 2;
-  using Window = std::span<const std::uint8_t>;  // positions + 1 bytes
+  using Window = std::span<const Token>;  // positions + 1 tokens
 
   /// Allocates activations and scratch for up to `batch` samples a pass. Local.
   /// \param[in] compute  dtype of the gathered parameters
-  Gpt(const GptShape& shape, GptIds ids, mics::DType compute, int batch);
+  Gpt(const GptShape& shape, GptIds ids, mics::DType compute, int batch,
+      Recompute recompute = Recompute::no);
   ~Gpt();
   Gpt(Gpt&&) noexcept;
   Gpt& operator=(Gpt&&) noexcept;
@@ -58,14 +62,15 @@ class Gpt {
   /// One micro-step: opens it with the number of windows, adds the sum of their losses (nats, mean
   /// over the positions of a window) to engine.loss(), and reduces all gradients.
   /// Collective over the shard group: ranks without windows call it with none.
-  /// \throws std::invalid_argument for more windows than `batch` or a window of another length
+  /// \throws std::invalid_argument for more windows than `batch`, a window of another length, or a
+  /// token outside the vocabulary
   void micro_step(mics::Engine& engine, std::span<const Window> windows, bool is_last);
 
   /// Sum over the windows of their losses in nats, without gradients.
   /// Collective over the shard group: all of its ranks make the same number of calls.
   [[nodiscard]] double evaluate(mics::Engine& engine, std::span<const Window> windows);
 
-  /// Logits of the byte that follows `prefix`, 1 to `positions` bytes. Leaves the engine in an
+  /// Logits of the token that follows `prefix`, 1 to `positions` tokens. Leaves the engine in an
   /// evaluation. Collective over the shard group.
   [[nodiscard]] std::vector<double> next_logits(mics::Engine& engine, Window prefix);
 

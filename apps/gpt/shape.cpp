@@ -46,7 +46,7 @@ void GptShape::validate() const {
   require(width % heads == 0, "width", "a multiple of heads (" + std::to_string(heads) + ")",
           width);
   require(positions >= 1, "positions", "at least 1", positions);
-  require(vocabulary >= 1 && vocabulary <= 256, "vocabulary", "1 to 256 (one byte)", vocabulary);
+  require(vocabulary >= 1, "vocabulary", "at least 1", vocabulary);
 }
 
 std::vector<UnitSpec> GptShape::units() const {

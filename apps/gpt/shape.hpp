@@ -10,6 +10,15 @@
 
 namespace gpt {
 
+/// The number of a word of the vocabulary, 0 to V - 1.
+using Token = std::uint32_t;
+
+/// Whether a backward pass finds what the forward pass of a block wrote, or computes it again.
+enum class Recompute : std::uint8_t {
+  no,
+  yes,  ///< only the inputs of blocks are kept; the rest of all of them lies in one place
+};
+
 /// How elements start: `constant` with value = spread, or `normal` with mean 0 and standard
 /// deviation = spread.
 enum class InitialKind : std::uint8_t { constant, normal };
@@ -43,9 +52,9 @@ struct UnitSpec {
 struct GptShape {
   int layers = 4;
   int heads = 4;
-  int width = 128;      // a multiple of heads
-  int positions = 128;  // context
-  int vocabulary = 256;
+  int width = 128;       // a multiple of heads
+  int positions = 128;   // context
+  int vocabulary = 256;  // tokens that there are; a multiple of 64 suits matrix products
 
   /// \throws std::invalid_argument naming the extent, if the shape cannot be built
   void validate() const;

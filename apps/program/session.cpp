@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
+#include <mics/comm/agreement.hpp>
+
 #include <Kokkos_Core.hpp>
 #include <program/session.hpp>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <iostream>
+#include <string_view>
+#include <system_error>
 
 // Weak: the program may be linked with another BLAS.
 extern "C" void openblas_set_num_threads(int threads) __attribute__((weak));
@@ -33,6 +41,33 @@ int cores_of_this_rank() {
   return std::max(1, cores / ranks);
 }
 
+// Kokkos ends the process over a variable that it cannot read.
+void check_environment() {
+  struct Number {
+    const char* variable;
+    int least;
+    bool is_list;  // of which the first counts here, as OpenMP has one number a level
+  };
+  constexpr std::array numbers{Number{"KOKKOS_NUM_THREADS", 1, false},
+                               Number{"OMP_NUM_THREADS", 1, true},
+                               Number{"KOKKOS_DEVICE_ID", 0, false}};
+  for (const Number& number : numbers) {
+    const char* value = std::getenv(number.variable);
+    if (value == nullptr || *value == '\0') continue;
+    const std::string_view text(value);
+    const std::string_view first = number.is_list ? text.substr(0, text.find(',')) : text;
+    int parsed = 0;
+    const auto [end, error] = std::from_chars(first.data(), first.data() + first.size(), parsed);
+    if (error == std::errc() && end == first.data() + first.size() && parsed >= number.least) {
+      continue;
+    }
+    raise<ConfigError>({.object = std::string("environment: ") + number.variable,
+                        .expected = "an integer of at least " + std::to_string(number.least),
+                        .found = in_quotes(text),
+                        .remedy = "correct or unset it"});
+  }
+}
+
 }  // namespace
 
 Session::Session(int& argc, char**& argv) {
@@ -43,6 +78,15 @@ Session::Session(int& argc, char**& argv) {
   if (provided < MPI_THREAD_SERIALIZED) {
     if (rank_ == 0) std::fputs("mics: expected an MPI with MPI_THREAD_SERIALIZED\n", stderr);
     leave(1);
+  }
+
+  try {
+    // Ranks may have different environments; then none of them starts.
+    comm::agree(comm::Communicator::duplicate(MPI_COMM_WORLD), check_environment);
+  } catch (const std::exception& error) {
+    if (rank_ == 0) std::cerr << "mics: " << error.what() << std::endl;
+    MPI_Finalize();
+    std::exit(2);
   }
 
   // OpenMP and BLAS read their variables before main, and take the whole node for each rank where

@@ -11,7 +11,8 @@ namespace mics::apps {
 using Action = std::function<int()>;
 
 /// Starts MPI and Kokkos for the program and ends them. Where the environment
-/// says nothing, a rank computes with its share of the node's cores.
+/// says nothing, a rank computes with its share of the node's cores; where it says what cannot be
+/// read, the program ends with a line about it.
 class Session {
  public:
   Session(int& argc, char**& argv);

@@ -70,14 +70,13 @@ Progress::~Progress() {
   if (bar_width_ > 0) stream_ << std::endl;
 }
 
-void Progress::update(std::int64_t step, double bits_per_byte, std::int64_t work,
-                      Clock::time_point now) {
+void Progress::update(std::int64_t step, double loss, std::int64_t work, Clock::time_point now) {
   work_since_output_ += work;
   const bool is_last = step >= options_.last_step;
   const std::string count = std::to_string(step) + "/" + std::to_string(options_.last_step);
   if (options_.style == ProgressStyle::lines) {
     if (!is_last && (options_.every < 1 || step % options_.every != 0)) return;
-    stream_ << "step " << count << "  loss " << numbers(step, bits_per_byte, now) << std::endl;
+    stream_ << "step " << count << "  loss " << numbers(step, loss, now) << std::endl;
   } else {
     if (!is_last && bar_width_ > 0 && seconds(now - last_output_) < seconds_between_drawings)
       return;
@@ -90,7 +89,7 @@ void Progress::update(std::int64_t step, double bits_per_byte, std::int64_t work
     std::string bar(filled, '=');
     if (filled < bar_cells) bar += '>';
     bar.resize(bar_cells, ' ');
-    std::string text = "[" + bar + "] " + count + "  " + numbers(step, bits_per_byte, now);
+    std::string text = "[" + bar + "] " + count + "  " + numbers(step, loss, now);
     const std::size_t width = text.size();
     if (width < bar_width_) text.append(bar_width_ - width, ' ');  // over what stood there
     stream_ << '\r' << text << std::flush;
@@ -105,8 +104,7 @@ void Progress::message(const std::string& text) {
   stream_ << text << std::endl;
 }
 
-std::string Progress::numbers(std::int64_t step, double bits_per_byte,
-                              Clock::time_point now) const {
+std::string Progress::numbers(std::int64_t step, double loss, Clock::time_point now) const {
   const double since_output = seconds(now - last_output_);
   const double rate = since_output > 0 ? static_cast<double>(work_since_output_) / since_output : 0;
   const std::int64_t done = step - options_.first_step;
@@ -114,8 +112,10 @@ std::string Progress::numbers(std::int64_t step, double bits_per_byte,
       done > 0 ? seconds(now - start_) / static_cast<double>(done) *
                      static_cast<double>(std::max<std::int64_t>(0, options_.last_step - step))
                : -1;
-  return format("%.3f", bits_per_byte) + " bits/byte  " + rate_text(rate) + " " + options_.unit +
-         "/s  ETA " + duration_text(remaining);
+  std::string text = format("%.3f", loss) + " " + options_.loss_unit + "  " + rate_text(rate) +
+                     " " + options_.unit + "/s";
+  if (options_.peak_rate > 0) text += format("  %.1f%% of peak", 100 * rate / options_.peak_rate);
+  return text + "  ETA " + duration_text(remaining);
 }
 
 void Progress::erase_bar() {

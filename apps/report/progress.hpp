@@ -20,14 +20,16 @@ struct ProgressOptions {
   std::int64_t last_step = 0;
   std::int64_t every = 10;  // lines: steps between two of them
   std::string unit = "tokens";
+  std::string loss_unit = "bits/byte";
+  double peak_rate = 0;  // units a second at the machine's peak; 0: not known, no share is shown
 };
 
 /// Step, loss, rate and remaining time of a training run on a stream, for one rank.
 ///
 /// As a bar, drawn at most ten times a second:
-///   [=========>          ] 140/300  2.871 bits/byte  21.3k tokens/s  ETA 0:25
+///   [=========>          ] 140/300  2.871 bits/byte  21.3k tokens/s  41.0% of peak  ETA 0:25
 /// As lines, each `every` steps and at the last one:
-///   step 140/300  loss 2.871 bits/byte  21.3k tokens/s  ETA 0:25
+///   step 140/300  loss 2.871 bits/byte  21.3k tokens/s  41.0% of peak  ETA 0:25
 /// The rate is that of the time since the previous output, the remaining time follows from the
 /// whole run.
 class Progress {
@@ -41,17 +43,16 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   /// Tells that `step` (1, 2, ... last_step) is done.
-  /// \param[in] bits_per_byte  loss of that step or of the last one known
-  /// \param[in] work           tokens (or samples) of the step over all ranks
-  void update(std::int64_t step, double bits_per_byte, std::int64_t work,
+  /// \param[in] loss  of that step or of the last one known
+  /// \param[in] work  tokens (or samples) of the step over all ranks
+  void update(std::int64_t step, double loss, std::int64_t work,
               Clock::time_point now = Clock::now());
 
   /// Writes a line of its own: a validation result, a saved checkpoint.
   void message(const std::string& text);
 
  private:
-  [[nodiscard]] std::string numbers(std::int64_t step, double bits_per_byte,
-                                    Clock::time_point now) const;
+  [[nodiscard]] std::string numbers(std::int64_t step, double loss, Clock::time_point now) const;
   void erase_bar();
 
   std::ostream& stream_;

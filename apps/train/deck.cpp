@@ -13,7 +13,8 @@
 namespace mics::apps {
 namespace {
 
-void read_model(JsonReader json, gpt::GptShape& shape) {
+void read_model(JsonReader json, Deck& deck) {
+  gpt::GptShape& shape = deck.shape;
   constexpr std::int64_t most = 1 << 20;
   const auto extent = [&](const char* key, int fallback) {
     return static_cast<int>(json.integer(key, fallback, 1, most));
@@ -22,12 +23,26 @@ void read_model(JsonReader json, gpt::GptShape& shape) {
   shape.heads = extent("heads", shape.heads);
   shape.width = extent("width", shape.width);
   shape.positions = extent("positions", shape.positions);
+  shape.vocabulary = json.has("vocabulary") ? extent("vocabulary", 0) : 0;
+  const bool recompute = json.boolean("recompute", false);
+  deck.recompute = recompute ? gpt::Recompute::yes : gpt::Recompute::no;
   if (shape.width % shape.heads != 0) {
     raise<ConfigError>({.object = json.where("width"),
                         .expected = "a multiple of the " + std::to_string(shape.heads) + " heads",
                         .found = std::to_string(shape.width)});
   }
   json.finish();
+}
+
+data::TokenFormat read_format(JsonReader& json) {
+  const std::string text = json.text("format", "bytes");
+  for (const auto format : {data::TokenFormat::bytes, data::TokenFormat::uint16,
+                            data::TokenFormat::uint32, data::TokenFormat::npy}) {
+    if (text == data::name(format)) return format;
+  }
+  raise<ConfigError>({.object = json.where("format"),
+                      .expected = "bytes, uint16, uint32 or npy",
+                      .found = in_quotes(text)});
 }
 
 void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck) {
@@ -45,6 +60,7 @@ void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck)
                         .expected = "files or folders to train on",
                         .found = "none"});
   }
+  deck.format = read_format(json);
   deck.validation_fraction = json.number("validation_fraction", deck.validation_fraction);
   if (!(deck.validation_fraction >= 1e-4 && deck.validation_fraction <= 0.5)) {
     raise<ConfigError>({.object = json.where("validation_fraction"),
@@ -56,6 +72,50 @@ void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck)
   json.finish();
 }
 
+// What to sample in the end, and what it continues: text, or numbers of tokens.
+void read_sample(JsonReader& json, Deck& deck) {
+  if (deck.format == data::TokenFormat::bytes) {
+    deck.sample_length = json.integer("sample_bytes", 0, 0);
+    for (const char c : json.text("sample_prompt", "\n")) {
+      deck.sample_prompt.push_back(static_cast<unsigned char>(c));
+    }
+    if (deck.sample_prompt.empty()) deck.sample_prompt.push_back('\n');
+    return;
+  }
+  deck.sample_length = json.integer("sample_tokens", 0, 0);
+  for (const double number : json.numbers("sample_prompt_tokens")) {
+    const auto token = static_cast<gpt::Token>(std::clamp(number, 0.0, 4294967295.0));
+    if (static_cast<double>(token) != number) {
+      raise<ConfigError>({.object = json.where("sample_prompt_tokens"),
+                          .expected = "numbers of tokens",
+                          .found = std::to_string(number)});
+    }
+    deck.sample_prompt.push_back(token);
+  }
+  if (deck.sample_prompt.empty()) deck.sample_prompt.push_back(0);
+}
+
+// The vocabulary, once both what the model and what the data say of it is known.
+void solve_vocabulary(const std::string& path, Deck& deck) {
+  const bool is_text = deck.format == data::TokenFormat::bytes;
+  if (deck.shape.vocabulary == 0) {
+    if (!is_text) {
+      raise<ConfigError>({.object = path + ": model.vocabulary",
+                          .expected = "the number of tokens of the vocabulary",
+                          .found = "nothing",
+                          .remedy = "add the key"});
+    }
+    deck.shape.vocabulary = 256;
+  }
+  for (const gpt::Token token : deck.sample_prompt) {
+    if (deck.sample_length == 0 || token < static_cast<gpt::Token>(deck.shape.vocabulary)) continue;
+    raise<ConfigError>(
+        {.object = path + ": training." + (is_text ? "sample_prompt" : "sample_prompt_tokens"),
+         .expected = "tokens below the vocabulary of " + std::to_string(deck.shape.vocabulary),
+         .found = std::to_string(token)});
+  }
+}
+
 void read_training(JsonReader json, Deck& deck) {
   deck.steps = json.integer("steps", {}, 1, 100'000'000);
   deck.warmup_steps = json.integer("warmup_steps", 0, 0);
@@ -63,8 +123,16 @@ void read_training(JsonReader json, Deck& deck) {
   deck.validate_every = json.integer("validate_every", 0, 0);
   deck.print_every = json.integer("print_every", 10, 1);
   deck.metrics = json.text("metrics", "");
-  deck.sample_bytes = json.integer("sample_bytes", 0, 0);
-  deck.sample_prompt = json.text("sample_prompt", "\n");
+  if (json.has("peak_flops")) {
+    deck.peak_flops = json.number("peak_flops");
+    if (!(deck.peak_flops > 0)) {
+      raise<ConfigError>({.object = json.where("peak_flops"),
+                          .expected = "more than 0 operations a second of a rank",
+                          .found = std::to_string(deck.peak_flops),
+                          .remedy = "leave it out to have it measured"});
+    }
+  }
+  read_sample(json, deck);
   deck.sample_temperature = json.number("sample_temperature", deck.sample_temperature);
   if (!(deck.sample_temperature > 0)) {
     raise<ConfigError>({.object = json.where("sample_temperature"),
@@ -89,9 +157,10 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides) 
     static_cast<void>(json.has(section));
   }
   json.finish();
-  read_model(json.object("model"), deck.shape);
+  read_model(json.object("model"), deck);
   read_data(json.object("data"), std::filesystem::path(path).parent_path(), deck);
   read_training(json.object("training"), deck);
+  solve_vocabulary(path, deck);
   deck.engine = Config::read(json.object("engine"));
   // The head reads the tied embedding and the final norm at once.
   if (deck.engine.slots < gpt::Gpt::slots_needed) {

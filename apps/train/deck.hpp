@@ -3,6 +3,7 @@
 
 #include <mics/engine/config.hpp>
 
+#include <data/token_sequence.hpp>
 #include <gpt/shape.hpp>
 
 #include <cstdint>
@@ -18,9 +19,11 @@ struct Deck {
   std::string text;  ///< the whole deck after overrides: the same on every rank
 
   gpt::GptShape shape;
+  gpt::Recompute recompute = gpt::Recompute::no;
 
   std::vector<std::filesystem::path>
       files;  ///< files and folders; relative ones from the deck's folder
+  data::TokenFormat format = data::TokenFormat::bytes;
   double validation_fraction = 0.1;
   std::int64_t validation_windows = 0;  ///< 0: all
   std::uint64_t data_seed = 0;
@@ -31,8 +34,9 @@ struct Deck {
   std::int64_t validate_every = 0;         ///< steps; 0: at the end only
   std::int64_t print_every = 10;           ///< steps between plain lines
   std::string metrics;                     ///< file of JSON lines; empty: none
-  std::int64_t sample_bytes = 0;           ///< length of the text sampled at the end
-  std::string sample_prompt;
+  double peak_flops = 0;                   ///< of a rank, operations a second; 0: measured
+  std::int64_t sample_length = 0;          ///< bytes or tokens sampled at the end
+  std::vector<gpt::Token> sample_prompt;   ///< at least one
   double sample_temperature = 0.8;
 
   Config engine;

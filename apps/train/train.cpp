@@ -2,9 +2,11 @@
 #include <mics/mics.hpp>
 
 #include <data/bigram.hpp>
-#include <data/byte_corpus.hpp>
+#include <data/token_corpus.hpp>
 #include <gpt/model.hpp>
+#include <gpt/peak.hpp>
 #include <nlohmann/json.hpp>
+#include <program/last_words.hpp>
 #include <report/metrics.hpp>
 #include <report/progress.hpp>
 #include <train/deck.hpp>
@@ -13,6 +15,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <memory>
@@ -38,21 +41,41 @@ std::string fixed(double value, int digits) {
   return text.str();
 }
 
-// The text as it prints: control bytes and bytes that are no ASCII as a dot.
-std::string printable(const std::string& text) {
+// Bytes as they print: control bytes and those that are no ASCII as a dot. Tokens as numbers.
+std::string printable(std::span<const gpt::Token> tokens, data::TokenFormat format) {
   std::string result;
-  for (const char c : text) {
-    const bool plain = (c >= ' ' && c <= '~') || c == '\n' || c == '\t';
-    result += plain ? c : '.';
+  for (const gpt::Token token : tokens) {
+    if (format == data::TokenFormat::bytes) {
+      const bool plain = (token >= ' ' && token <= '~') || token == '\n' || token == '\t';
+      result += plain ? static_cast<char>(token) : '.';
+    } else {
+      result += (result.empty() ? "" : " ") + std::to_string(token);
+    }
   }
   return result;
+}
+
+// In what a loss is told, and its key in the metrics: bits of a byte, nats of a token.
+struct LossUnit {
+  const char* text;
+  const char* key;
+  double per_nat;
+
+  [[nodiscard]] double of_nats(double nats) const { return nats * per_nat; }
+};
+
+LossUnit loss_unit(data::TokenFormat format) {
+  if (format == data::TokenFormat::bytes) {
+    return {"bits/byte", "bits_per_byte", gpt::bits_of_nats(1)};
+  }
+  return {"nats/token", "nats_per_token", 1};
 }
 
 // Everything that a run reads, the same on every rank.
 struct Inputs {
   Deck deck;
   Batch batch;
-  std::unique_ptr<data::ByteCorpus> corpus;
+  std::unique_ptr<data::TokenCorpus> corpus;
 };
 
 Inputs read_inputs(const Session& session, const std::string& path,
@@ -66,22 +89,29 @@ Inputs read_inputs(const Session& session, const std::string& path,
   });
   comm::require_same(world, inputs.deck.text, "deck");
   comm::agree(world, [&] {
-    inputs.corpus = std::make_unique<data::ByteCorpus>(
-        inputs.deck.files,
+    data::TokenSequence tokens(inputs.deck.files, {.format = inputs.deck.format,
+                                                   .vocabulary = inputs.deck.shape.vocabulary});
+    // The ranks look at all tokens together before any of them is used.
+    const std::int64_t count = tokens.count();
+    const std::int64_t ranks = session.size();
+    const auto share = [&](std::int64_t rank) {
+      return rank * (count / ranks) + rank * (count % ranks) / ranks;
+    };
+    const std::int64_t begin = share(session.rank());
+    tokens.check({begin, share(session.rank() + 1) - begin});
+    inputs.corpus = std::make_unique<data::TokenCorpus>(
+        std::move(tokens),
         data::CorpusOptions{.positions = inputs.deck.shape.positions,
                             .validation_fraction = inputs.deck.validation_fraction,
                             .validation_window_limit = inputs.deck.validation_windows,
                             .seed = inputs.deck.data_seed});
   });
   std::uint64_t hash = 0;
-  for (const auto* parts :
-       {&inputs.corpus->training_runs(), &inputs.corpus->validation_windows()}) {
-    for (const data::ByteSpan part : *parts) {
-      for (const std::uint8_t byte : part) hash = hash_combine(hash, byte);
-    }
-  }
+  comm::agree(world, [&] { hash = inputs.corpus->tokens().fingerprint(); });
+  const data::TokenSequence& tokens = inputs.corpus->tokens();
   comm::require_same(
-      world, std::to_string(inputs.corpus->bytes()) + " bytes, hash " + std::to_string(hash),
+      world,
+      std::to_string(tokens.count()) + " " + tokens.unit() + ", hash " + std::to_string(hash),
       "text of the input files");
   return inputs;
 }
@@ -94,19 +124,29 @@ class Trainer {
         deck_(inputs.deck),
         batch_(inputs.batch),
         corpus_(*inputs.corpus),
+        unit_(loss_unit(deck_.format)),
         ids_(gpt::declare(model_, deck_.shape)),
         engine_(session.world(), model_, deck_.engine, {},
-                [this](LogLevel, std::string_view line) {
-                  if (session_.is_root()) say("note: " + std::string(line));
-                }),
+                [this](LogLevel level, std::string_view text) { hear(level, text); }),
         metrics_(session.is_root() ? deck_.metrics : std::string(), report::MetricsMode::replace,
                  [this](const std::string& line) { say("note: " + line); }) {
     // One rank may be short of memory; then all of them end here.
     comm::agree(comm::Communicator::duplicate(session.world()), [&] {
       gpt_.emplace(deck_.shape, ids_, deck_.engine.compute,
-                   static_cast<int>(std::max<std::int64_t>(1, batch_.largest(session.size()))));
+                   static_cast<int>(std::max<std::int64_t>(1, batch_.largest(session.size()))),
+                   deck_.recompute);
     });
-    engine_.set_learning_rates(learning_rates(deck_));
+    comm::agree(comm::Communicator::duplicate(session.world()), [&] {
+      peak_flops_ = deck_.peak_flops;
+      if (peak_flops_ == 0) {
+        peak_flops_ = deck_.engine.compute == DType::fp64 ? gpt::measured_peak<double>()
+                                                          : gpt::measured_peak<float>();
+      }
+    });
+    engine_.sum({&peak_flops_, 1});
+    if (deck_.engine.schedule.kind == ScheduleKind::constant) {
+      engine_.set_learning_rates(learning_rates(deck_));
+    }
     engine_.declare_order(gpt::training_order(ids_));
   }
 
@@ -118,11 +158,13 @@ class Trainer {
     const auto start = Clock::now();
     if (session_.is_root()) {
       progress_.emplace(std::cout,
-                        report::ProgressOptions{.style = report::is_terminal(stdout)
-                                                             ? report::ProgressStyle::bar
-                                                             : report::ProgressStyle::lines,
-                                                .last_step = deck_.steps,
-                                                .every = deck_.print_every});
+                        report::ProgressOptions{
+                            .style = report::is_terminal(stdout) ? report::ProgressStyle::bar
+                                                                 : report::ProgressStyle::lines,
+                            .last_step = deck_.steps,
+                            .every = deck_.print_every,
+                            .loss_unit = unit_.text,
+                            .peak_rate = peak_flops_ / deck_.shape.flops_per_position()});
     }
     for (std::int64_t step = 0; step < deck_.steps; ++step) {
       train_step(step);
@@ -131,14 +173,30 @@ class Trainer {
       if (due && !last) report_validation(step + 1, validate());
     }
     const double training_seconds = seconds_since(start);
-    const double bits = validate();
-    report_validation(deck_.steps, bits);
+    const double nats = validate();
+    report_validation(deck_.steps, nats);
     progress_.reset();
-    finish(bits, training_seconds);
-    return std::isfinite(bits);
+    finish(nats, training_seconds);
+    return std::isfinite(nats);
   }
 
  private:
+  // What the library has to say.
+  void hear(LogLevel level, std::string_view text) {
+    if (level == LogLevel::stuck) {
+      // Another thread calls: the one that MPI holds cannot end the process.
+      std::cerr << "mics train: " << text << std::endl;
+      session_.leave(1);
+    }
+    if (level == LogLevel::trace) {
+      if (deck_.metrics.empty()) return;
+      std::ofstream(deck_.metrics + ".rank" + std::to_string(session_.rank()) + ".operations")
+          << text;
+      return;
+    }
+    if (session_.is_root()) say("note: " + std::string(text));
+  }
+
   void say(const std::string& line) {
     if (progress_) {
       progress_->message(line);
@@ -150,18 +208,32 @@ class Trainer {
   void print_start() {
     if (!session_.is_root()) return;
     const std::vector<UnitId> order = gpt::training_order(ids_);
-    std::cout << "model\n  GPT over bytes: " << deck_.shape.layers << " layers, "
-              << deck_.shape.heads << " heads, width " << deck_.shape.width << ", "
-              << deck_.shape.positions << " positions, " << deck_.shape.parameter_count()
+    const data::TokenSequence& tokens = corpus_.tokens();
+    const gpt::GptShape& shape = deck_.shape;
+    const bool is_text = deck_.format == data::TokenFormat::bytes;
+    std::cout << "model\n  GPT over " << tokens.unit();
+    if (!is_text) std::cout << " of a vocabulary of " << shape.vocabulary;
+    std::cout << ": " << shape.layers << " layers, " << shape.heads << " heads, width "
+              << shape.width << ", " << shape.positions << " positions, " << shape.parameter_count()
               << " parameters\n"
-              << "text\n  " << corpus_.files().size() << " files, " << corpus_.bytes()
-              << " bytes: " << corpus_.training_bytes() << " for training, "
-              << corpus_.validation_windows().size() << " validation windows of "
-              << deck_.shape.positions << " positions\n"
+              << "text\n  " << tokens.files().size() << " files, " << tokens.count() << " "
+              << tokens.unit() << ": " << corpus_.training_tokens() << " for training, "
+              << corpus_.validation_window_count() << " validation windows of " << shape.positions
+              << " positions\n"
               << engine_.plan().text(order) << "batch\n  " << batch_.global << " samples a step in "
               << batch_.micro_steps << " micro-step" << (batch_.micro_steps == 1 ? "" : "s")
               << ", at most " << batch_.largest(session_.size()) << " a rank at once; activations "
-              << gpt_->bytes() / 1024 << " KiB a rank\n";
+              << gpt_->bytes() / 1024 << " KiB a rank"
+              << (deck_.recompute == gpt::Recompute::yes ? ", blocks recomputed" : "") << "\n"
+              << "peak\n  " << report::rate_text(peak_flops_ / session_.size())
+              << " FLOP/s a rank, ";
+    if (deck_.peak_flops > 0) {
+      std::cout << "given by training.peak_flops\n";
+    } else {
+      const int n = gpt::peak_extent;
+      std::cout << "measured: products of " << n << " x " << n << " matrices of "
+                << (deck_.engine.compute == DType::fp64 ? "fp64" : "fp32") << "\n";
+    }
     for (const KeyNote& note : deck_.engine.report.with(KeyFate::without_effect)) {
       std::cout << "note: " << deck_.engine.source << note.key
                 << " has no effect here: " << note.text << '\n';
@@ -169,75 +241,98 @@ class Trainer {
     std::cout << std::flush;
   }
 
+  // The tokens of `count` intervals, each the length of a window; valid until the next call.
+  template <class IntervalOf>
+  std::vector<Window> read_windows(std::int64_t count, const IntervalOf& interval_of) {
+    const auto length = static_cast<std::size_t>(corpus_.window_tokens());
+    window_tokens_.resize(static_cast<std::size_t>(count) * length);
+    std::vector<Window> windows;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto window =
+          std::span(window_tokens_).subspan(static_cast<std::size_t>(i) * length, length);
+      corpus_.tokens().read(interval_of(i).offset, window);
+      windows.push_back(window);
+    }
+    return windows;
+  }
+
+  // A rate of tokens as floating-point operations over the peak of all ranks.
+  [[nodiscard]] double utilization(double tokens_per_second) const {
+    return tokens_per_second * deck_.shape.flops_per_position() / peak_flops_;
+  }
+
   void train_step(std::int64_t step) {
     const auto start = Clock::now();
-    std::vector<Window> windows;
     for (std::int64_t m = 0; m < batch_.micro_steps; ++m) {
       const Batch::Range range = batch_.samples(m, session_.rank(), session_.size());
-      windows.clear();
-      for (std::int64_t i = range.begin; i < range.end; ++i) {
-        windows.push_back(corpus_.sample(static_cast<std::uint64_t>(step * batch_.global + i)));
-      }
+      const std::vector<Window> windows = read_windows(range.count(), [&](std::int64_t i) {
+        return corpus_.sample(static_cast<std::uint64_t>(step * batch_.global + range.begin + i));
+      });
       gpt_->micro_step(engine_, windows, m + 1 == batch_.micro_steps);
     }
     const StepHandle handle = engine_.step();
     const StepResult& result = handle.get();
     if (!session_.is_root()) return;
     const std::int64_t tokens = result.samples * deck_.shape.positions;
-    const double bits = gpt::bits_of_nats(result.loss);
-    progress_->update(step + 1, bits, tokens);
+    const double loss = unit_.of_nats(result.loss);
+    progress_->update(step + 1, loss, tokens);
     if (result.skipped)
       say("note: step " + std::to_string(step + 1) + " skipped: gradient norm " +
           fixed(result.gradient_norm, 3));
     const double seconds = seconds_since(start);
+    const double rate = static_cast<double>(tokens) / seconds;
     metrics_.write({{"event", "step"},
                     {"step", step + 1},
-                    {"loss_bits_per_byte", bits},
+                    {std::string("loss_") + unit_.key, loss},
                     {"gradient_norm", result.gradient_norm},
                     {"learning_rate", result.learning_rate},
                     {"skipped", result.skipped},
                     {"samples", result.samples},
-                    {"tokens_per_second", static_cast<double>(tokens) / seconds},
+                    {"tokens_per_second", rate},
+                    {"utilization", utilization(rate)},
                     {"seconds", seconds}});
   }
 
-  // Mean bits a byte over all validation windows, shared out among the ranks.
+  // Mean nats a token over all validation windows, shared out among the ranks.
   double validate() {
-    const std::vector<data::ByteSpan>& all = corpus_.validation_windows();
-    const auto ranks = static_cast<std::size_t>(session_.size());
-    const auto capacity =
-        static_cast<std::size_t>(std::max<std::int64_t>(1, batch_.largest(session_.size())));
-    const std::size_t most = (all.size() + ranks - 1) / ranks;
+    const std::int64_t all = corpus_.validation_window_count();
+    const std::int64_t ranks = session_.size();
+    const std::int64_t capacity = std::max<std::int64_t>(1, batch_.largest(session_.size()));
+    const std::int64_t most = (all + ranks - 1) / ranks;
     // Every rank makes the same number of calls, the last ones perhaps with fewer windows.
     double nats = 0;
-    std::vector<Window> windows;
-    for (std::size_t begin = 0; begin < most; begin += capacity) {
-      windows.clear();
-      for (std::size_t i = begin; i < std::min(most, begin + capacity); ++i) {
-        const std::size_t window = i * ranks + static_cast<std::size_t>(session_.rank());
-        if (window < all.size()) windows.push_back(all[window]);
-      }
-      nats += gpt_->evaluate(engine_, windows);
+    for (std::int64_t begin = 0; begin < most; begin += capacity) {
+      const std::int64_t end = std::min(most, begin + capacity);
+      const bool lacks_last = (end - 1) * ranks + session_.rank() >= all;
+      nats += gpt_->evaluate(
+          engine_, read_windows(end - begin - (lacks_last ? 1 : 0), [&](std::int64_t i) {
+            return corpus_.validation_window((begin + i) * ranks + session_.rank());
+          }));
     }
     engine_.sum({&nats, 1});
-    return gpt::bits_of_nats(nats / static_cast<double>(all.size()));
+    return nats / static_cast<double>(all);
   }
 
-  void report_validation(std::int64_t step, double bits) {
+  // "2.871 bits/byte", "6.012 nats/token (8.673 bits)".
+  [[nodiscard]] std::string loss_text(double nats) const {
+    std::string text = fixed(unit_.of_nats(nats), 3) + " " + unit_.text;
+    if (unit_.per_nat == 1) text += " (" + fixed(gpt::bits_of_nats(nats), 3) + " bits)";
+    return text;
+  }
+
+  void report_validation(std::int64_t step, double nats) {
     if (!session_.is_root()) return;
-    say("validation after step " + std::to_string(step) + ": " + fixed(bits, 3) + " bits/byte");
-    metrics_.write({{"event", "validation"}, {"step", step}, {"bits_per_byte", bits}});
+    say("validation after step " + std::to_string(step) + ": " + loss_text(nats));
+    metrics_.write({{"event", "validation"}, {"step", step}, {unit_.key, unit_.of_nats(nats)}});
   }
 
-  // Text in the model's words: every rank computes the same bytes, since gathers are collective.
-  std::string sample() {
-    std::string text = deck_.sample_prompt.empty() ? "\n" : deck_.sample_prompt;
+  // Text in the model's words: every rank computes the same tokens, since gathers are collective.
+  std::vector<gpt::Token> sample() {
+    std::vector<gpt::Token> text = deck_.sample_prompt;
     const RandomStream random{deck_.engine.seed, 0x5A3D1E};
     const auto context = static_cast<std::size_t>(deck_.shape.positions);
-    for (std::int64_t i = 0; i < deck_.sample_bytes; ++i) {
-      const std::size_t begin = text.size() > context ? text.size() - context : 0;
-      const std::vector<std::uint8_t> prefix(text.begin() + static_cast<std::ptrdiff_t>(begin),
-                                             text.end());
+    for (std::int64_t i = 0; i < deck_.sample_length; ++i) {
+      const auto prefix = std::span(text).last(std::min(text.size(), context));
       const std::vector<double> logits = gpt_->next_logits(engine_, prefix);
       const double highest = *std::max_element(logits.begin(), logits.end());
       std::vector<double> cumulative;
@@ -248,44 +343,56 @@ class Trainer {
       }
       const double target = random.uniform(static_cast<std::uint64_t>(i)) * total;
       const auto chosen = std::upper_bound(cumulative.begin(), cumulative.end() - 1, target);
-      text += static_cast<char>(chosen - cumulative.begin());
+      text.push_back(static_cast<gpt::Token>(chosen - cumulative.begin()));
     }
     return text;
   }
 
-  void finish(double bits, double seconds) {
-    std::string text;
-    if (deck_.sample_bytes > 0) text = sample();
+  void finish(double nats, double seconds) {
+    std::vector<gpt::Token> text;
+    if (deck_.sample_length > 0) text = sample();
     if (!session_.is_root()) return;
-    const auto bigram = data::BigramModel::fit(corpus_.training_runs());
-    const double bigram_bits = bigram.bits_per_byte(corpus_.validation_windows());
+    const data::TokenSequence& sequence = corpus_.tokens();
+    const std::int64_t most = data::BigramModel::most_tokens(sequence.vocabulary());
+    const auto bigram = data::BigramModel::fit(sequence, corpus_.training_runs(most));
+    const double bigram_nats = bigram.nats_per_token(sequence, corpus_.validation_windows());
     const double tokens = static_cast<double>(deck_.steps) * static_cast<double>(batch_.global) *
                           deck_.shape.positions;
     const double rate = tokens / seconds;
-    const double efficiency_flops = rate * deck_.shape.flops_per_position();
+    const double flops = rate * deck_.shape.flops_per_position();
     std::cout << "result\n  " << deck_.steps << " steps in " << fixed(seconds, 1) << " s, "
-              << report::rate_text(rate) << " tokens/s, " << report::rate_text(efficiency_flops)
-              << " FLOP/s\n  validation: GPT " << fixed(bits, 3) << " bits/byte, bigram model "
-              << fixed(bigram_bits, 3) << " bits/byte\n";
-    if (!text.empty()) std::cout << "sample\n" << printable(text) << "\n";
+              << report::rate_text(rate) << " tokens/s, " << report::rate_text(flops) << " FLOP/s, "
+              << fixed(100 * utilization(rate), 1) << "% of peak\n  validation: GPT "
+              << loss_text(nats) << ", bigram model ";
+    if (bigram.total() < corpus_.training_tokens()) {
+      std::cout << "of " << bigram.total() << " " << sequence.unit() << " ";
+    }
+    std::cout << loss_text(bigram_nats) << "\n";
+    if (!text.empty()) std::cout << "sample\n" << printable(text, deck_.format) << "\n";
     std::cout << std::flush;
     metrics_.write({{"event", "result"},
                     {"steps", deck_.steps},
                     {"seconds", seconds},
                     {"tokens_per_second", rate},
-                    {"validation_bits_per_byte", bits},
-                    {"bigram_bits_per_byte", bigram_bits}});
+                    {"flops_per_second", flops},
+                    {"peak_flops_per_second", peak_flops_},
+                    {"utilization", utilization(rate)},
+                    {std::string("validation_") + unit_.key, unit_.of_nats(nats)},
+                    {std::string("bigram_") + unit_.key, unit_.of_nats(bigram_nats)}});
   }
 
   const Session& session_;
   const Deck& deck_;
   Batch batch_;
-  const data::ByteCorpus& corpus_;
+  const data::TokenCorpus& corpus_;
+  LossUnit unit_;
+  std::vector<gpt::Token> window_tokens_;
   Model model_;
   gpt::GptIds ids_;
   std::optional<report::Progress> progress_;
   Engine engine_;
   std::optional<gpt::Gpt> gpt_;
+  double peak_flops_ = 0;  // of all ranks
   report::MetricsWriter metrics_;
 };
 
@@ -301,7 +408,9 @@ int train(const Session& session, const std::string& path,
   // What fails up to here fails on all ranks alike, so one of them says so.
   std::optional<Inputs> inputs;
   std::optional<Trainer> trainer;
+  std::optional<LastWords> last_words;
   try {
+    last_words.emplace(session.world());
     inputs.emplace(read_inputs(session, path, overrides));
     trainer.emplace(session, *inputs);
   } catch (const std::exception& error) {
@@ -316,10 +425,16 @@ int train(const Session& session, const std::string& path,
     }
     return 1;
   } catch (const std::exception& error) {
-    // The rank where it happened speaks, then tells the others, who end in silence.
+    // The rank where it happened tells the others, who end in silence, and speaks; of ranks that
+    // all met the same one, the lowest.
     const int failed = trainer->engine().failed_rank();
-    if (failed < 0 || failed == session.rank()) tell(error);
     trainer->engine().fail(error.what());
+    if (failed >= 0 && failed != session.rank()) {
+      last_words->heard();
+    } else if (last_words->should_print(error.what())) {
+      tell(error);
+    }
+    last_words->wait_for_others();
     session.leave(1);
   }
 }

@@ -50,6 +50,18 @@ TEST(ProgressTest, RemainingTimeCountsStepsOfThisRunOnly) {
   EXPECT_NE(stream.str().find("ETA 1:58"), std::string::npos) << stream.str();
 }
 
+TEST(ProgressTest, ShowsTheShareOfThePeakAndTheUnitOfTheLoss) {
+  std::ostringstream stream;
+  const Progress::Clock::time_point start{};
+  Progress progress(
+      stream, {.last_step = 2, .every = 1, .loss_unit = "nats/token", .peak_rate = 8000}, start);
+
+  progress.update(1, 6.5, 500, start + milliseconds(500));
+
+  EXPECT_EQ(stream.str(),
+            "step 1/2  loss 6.500 nats/token  1.00k tokens/s  12.5% of peak  ETA 0:01\n");
+}
+
 TEST(ProgressTest, DrawsTheBarOverItself) {
   std::ostringstream stream;
   const Progress::Clock::time_point start{};

@@ -77,6 +77,11 @@ TEST(GradientTest, MatchesCentralDifferencesAcrossRowBlocks) {
                          5, 12);
 }
 
+TEST(GradientTest, MatchesCentralDifferencesForAVocabularyBeyondBytes) {
+  expect_gradients_match({.layers = 1, .heads = 2, .width = 8, .positions = 6, .vocabulary = 1000},
+                         2, 40);
+}
+
 TEST(GradientTest, MatchesCentralDifferencesWithOnePosition) {
   const gpt::GptShape shape{.layers = 1, .heads = 2, .width = 8, .positions = 1, .vocabulary = 11};
   SmallGpt<double> model(shape, 4);
@@ -292,6 +297,34 @@ TEST(ActivationsTest, BytesAreThoseThatTheDocumentationStates) {
   const double once = 8 * 128 + 256 + 4 * 128 + 3 + 4 * 128 / 64.0;
   const double expected = 4 * rows * (4 * per_layer + once);
   EXPECT_NEAR(static_cast<double>(activations.bytes()), expected, 1e-3 * expected);
+}
+
+TEST(ActivationsTest, RecomputedBytesAreThoseThatTheDocumentationStates) {
+  using Activations = gpt::Activations<float, SmallGpt<float>::Exec>;
+  const Activations kept({}, 6);
+  const Activations recomputed({}, 6, gpt::Recompute::yes);
+
+  const double rows = 6 * 128;
+  const double once = 15 * 128 + 4 * 128 + 4 + 8 * 128 + 256 + 4 * 128 + 3 + 4 * 128 / 64.0;
+  const double expected = 4 * rows * (4 * 128 + once);
+  EXPECT_NEAR(static_cast<double>(recomputed.bytes()), expected, 1e-3 * expected);
+  EXPECT_LT(recomputed.bytes(), kept.bytes() / 2);
+  RecordProperty("bytes_kept", static_cast<int>(kept.bytes()));
+  RecordProperty("bytes_recomputed", static_cast<int>(recomputed.bytes()));
+}
+
+TEST(RecomputeTest, GradientsHaveTheSameBits) {
+  for (const int layers : {1, 2, 5}) {
+    const gpt::GptShape shape{
+        .layers = layers, .heads = 2, .width = 8, .positions = 6, .vocabulary = 11};
+    SmallGpt<float> kept(shape, 3);
+    SmallGpt<float> recomputed(shape, 3, gpt::Recompute::yes);
+
+    const double loss = kept.loss_and_gradients();
+
+    EXPECT_EQ(recomputed.loss_and_gradients(), loss);
+    EXPECT_EQ(recomputed.gradients, kept.gradients);
+  }
 }
 
 }  // namespace

@@ -70,7 +70,7 @@ struct Windows {
     return gpt::Matrix<const Token, Exec>(data.data(), static_cast<std::size_t>(batch),
                                           static_cast<std::size_t>(positions + 1));
   }
-  int operator()(int b, int t) const {
+  Token operator()(int b, int t) const {
     return data[static_cast<std::size_t>(b) * (positions + 1) + t];
   }
 };
@@ -368,35 +368,53 @@ TYPED_TEST(LayersTest, EmbeddingIsTokenPlusPosition) {
 }
 
 TYPED_TEST(LayersTest, EmbeddingBackwardAddsTheRowsOfEachTokenAndPosition) {
-  const Windows windows(3, 7, 4);
-  Array<TypeParam> d_x(21, 9, 1);
-  Array<TypeParam> d_token(4, 9, 2);
-  Array<TypeParam> d_position(8, 9, 3);
-  const Array<TypeParam> token_before = d_token;
-  const Array<TypeParam> position_before = d_position;
+  for (const int vocabulary : {1, 4, 1000}) {  // of the last most are not in the batch
+    const Windows windows(3, 7, vocabulary);
+    std::vector<std::int32_t> order(21);
+    Array<TypeParam> d_x(21, 9, 1);
+    Array<TypeParam> d_token(vocabulary, 9, 2);
+    Array<TypeParam> d_position(8, 9, 3);
+    const Array<TypeParam> token_before = d_token;
+    const Array<TypeParam> position_before = d_position;
 
-  gpt::embedding_backward<TypeParam>(this->exec, windows.matrix(), d_x.matrix(), d_token.matrix(),
-                                     d_position.matrix());
+    gpt::sort_by_token(windows.matrix(), gpt::Vector<std::int32_t, Exec>(order.data(), 21));
+    gpt::embedding_backward<TypeParam>(this->exec, windows.matrix(),
+                                       gpt::Vector<const std::int32_t, Exec>(order.data(), 21),
+                                       d_x.matrix(), d_token.matrix(), d_position.matrix());
 
-  for (int c = 0; c < 9; ++c) {
-    for (int v = 0; v < 4; ++v) {
-      double expected = token_before(v, c);
-      for (int b = 0; b < 3; ++b) {
-        for (int t = 0; t < 7; ++t) expected += windows(b, t) == v ? d_x(b * 7 + t, c) : 0;
+    for (int c = 0; c < 9; ++c) {
+      for (int v = 0; v < vocabulary; ++v) {
+        double expected = token_before(v, c);
+        for (int b = 0; b < 3; ++b) {
+          for (int t = 0; t < 7; ++t) {
+            expected += windows(b, t) == static_cast<Token>(v) ? d_x(b * 7 + t, c) : 0;
+          }
+        }
+        expect_close<TypeParam>(d_token(v, c), expected, 16);
       }
-      expect_close<TypeParam>(d_token(v, c), expected, 4);
-    }
-    for (int t = 0; t < 8; ++t) {
-      double expected = position_before(t, c);
-      for (int b = 0; t < 7 && b < 3; ++b) expected += d_x(b * 7 + t, c);
-      expect_close<TypeParam>(d_position(t, c), expected, 4);
+      for (int t = 0; t < 8; ++t) {
+        double expected = position_before(t, c);
+        for (int b = 0; t < 7 && b < 3; ++b) expected += d_x(b * 7 + t, c);
+        expect_close<TypeParam>(d_position(t, c), expected, 4);
+      }
     }
   }
 }
 
+TEST(SortByTokenTest, RowsOfOneTokenStayInTheirOrder) {
+  const std::vector<Token> tokens = {5, 2, 5, 9, 2, 5, 70000, 0};  // two windows of 3 + 1
+  std::vector<std::int32_t> order(6);
+
+  gpt::sort_by_token(gpt::Matrix<const Token, Exec>(tokens.data(), 2, 4),
+                     gpt::Vector<std::int32_t, Exec>(order.data(), 6));
+
+  // Rows 0 to 5 hold 5, 2, 5 and 2, 5, 70000; 9 and 0 are targets only.
+  EXPECT_EQ(order, (std::vector<std::int32_t>{1, 3, 0, 2, 4, 5}));
+}
+
 TYPED_TEST(LayersTest, CrossEntropyAndItsGradientMatchReference) {
   for (const double spread : {1.0, 30.0}) {
-    for (const int vocabulary : {1, 2, 11, 67, 256}) {
+    for (const int vocabulary : {1, 2, 11, 67, 256, 1031}) {
       const Windows windows(3, 5, vocabulary);
       const double scale = 2;
       Array<TypeParam> logits(15, vocabulary, 1, spread);
@@ -420,7 +438,7 @@ TYPED_TEST(LayersTest, CrossEntropyAndItsGradientMatchReference) {
           for (int v = 0; v < vocabulary; ++v) total += std::exp(before(i, v));
           loss += (std::log(total) - before(i, windows(b, t + 1))) / 5;
           for (int v = 0; v < vocabulary; ++v) {
-            const double hit = v == windows(b, t + 1) ? 1 : 0;
+            const double hit = static_cast<Token>(v) == windows(b, t + 1) ? 1 : 0;
             expect_close<TypeParam>(logits(i, v),
                                     scale / 5.0 * (std::exp(before(i, v)) / total - hit));
           }

@@ -21,12 +21,12 @@ using Windows = std::vector<gpt::Gpt::Window>;
 const gpt::GptShape shape{.layers = 2, .heads = 2, .width = 8, .positions = 6, .vocabulary = 11};
 
 /// The windows of a global batch that rank `rank` of `size` has: dealt round, or all to rank 0.
-Windows part(const std::vector<gpt::Token>& bytes, int rank, int size, bool all_to_first) {
+Windows part(const std::vector<gpt::Token>& tokens, int rank, int size, bool all_to_first) {
   const auto window = static_cast<std::size_t>(shape.positions) + 1;
   Windows result;
-  for (std::size_t i = 0; (i + 1) * window <= bytes.size(); ++i) {
+  for (std::size_t i = 0; (i + 1) * window <= tokens.size(); ++i) {
     const int owner = all_to_first ? 0 : static_cast<int>(i) % size;
-    if (owner == rank) result.emplace_back(bytes.data() + i * window, window);
+    if (owner == rank) result.emplace_back(tokens.data() + i * window, window);
   }
   return result;
 }
@@ -47,7 +47,7 @@ void copy_parameters(mics::Engine& engine, const gpt::GptIds& ids, SmallGpt<Real
   for (const auto& unit : ids.units) {
     for (const mics::ParameterId id : unit.parameters) {
       std::vector<double> values(static_cast<std::size_t>(engine.model().spec(id).count));
-      engine.read(id, values, false);
+      engine.read(id, values, "compute");
       std::ranges::copy(values, model.parameters.begin() + static_cast<std::ptrdiff_t>(offset));
       offset += values.size();
     }
@@ -146,15 +146,100 @@ TEST(ModelArgumentTest, WindowOfAnotherLengthIsNamed) {
   const gpt::GptIds ids = gpt::declare(declared, shape);
   mics::Engine engine(MPI_COMM_WORLD, declared, config_of(mics::DType::fp32));
   gpt::Gpt sharded(shape, ids, mics::DType::fp32, 4);
-  const std::vector<gpt::Token> bytes(6);
+  const std::vector<gpt::Token> tokens(6);
 
   try {
-    (void)sharded.evaluate(engine, Windows{gpt::Gpt::Window(bytes)});
+    (void)sharded.evaluate(engine, Windows{gpt::Gpt::Window(tokens)});
     ADD_FAILURE() << "expected an exception";
   } catch (const std::invalid_argument& error) {
-    EXPECT_STREQ(error.what(), "gpt::Gpt: window: expected 7 bytes, found 6");
+    EXPECT_STREQ(error.what(), "gpt::Gpt: window: expected 7 tokens, found 6");
   }
   EXPECT_FALSE(engine.alive());
+}
+
+TEST(ModelArgumentTest, TokenOutsideTheVocabularyIsNamed) {
+  mics::Model declared;
+  const gpt::GptIds ids = gpt::declare(declared, shape);
+  mics::Engine engine(MPI_COMM_WORLD, declared, config_of(mics::DType::fp32));
+  gpt::Gpt sharded(shape, ids, mics::DType::fp32, 4);
+  const std::vector<gpt::Token> tokens = {0, 1, 2, 11, 4, 5, 6};
+
+  try {
+    (void)sharded.evaluate(engine, Windows{gpt::Gpt::Window(tokens)});
+    ADD_FAILURE() << "expected an exception";
+  } catch (const std::invalid_argument& error) {
+    EXPECT_STREQ(error.what(), "gpt::Gpt: window: expected tokens below 11, found 11");
+  }
+}
+
+/// What two steps of two micro-steps leave behind.
+struct Outcome {
+  std::vector<double> parameters;
+  std::vector<double> losses;
+  std::vector<double> norms;
+  std::int64_t gathers = 0;  // of the second step
+  std::int64_t planned_gathers = 0;
+  std::size_t bytes = 0;  // of activations
+};
+
+Outcome train_twice(mics::DType compute, int prefetch, gpt::Recompute recompute) {
+  const gpt::GptShape deep{.layers = 4, .heads = 2, .width = 8, .positions = 6, .vocabulary = 300};
+  constexpr int samples = 5;
+  mics::Model declared;
+  const gpt::GptIds ids = gpt::declare(declared, deep);
+  mics::Config config = config_of(compute);
+  config.prefetch = prefetch;
+  config.accumulation_steps = 2;
+  mics::Engine engine(MPI_COMM_WORLD, declared, config);
+  engine.declare_order(gpt::training_order(ids));
+  gpt::Gpt model(deep, ids, compute, samples, recompute);
+  const SmallGpt<float> source(deep, samples);  // of windows
+  const Windows mine = part(source.window_data(), engine.rank(), engine.size(), false);
+  const std::size_t half = mine.size() / 2;
+
+  Outcome outcome;
+  outcome.bytes = model.bytes();
+  outcome.planned_gathers = engine.plan().count(gpt::training_order(ids), 2).gather;
+  for (int step = 0; step < 2; ++step) {
+    const std::int64_t before = engine.operations().count(mics::comm::Purpose::gather);
+    model.micro_step(engine, std::span(mine).first(half), false);
+    model.micro_step(engine, std::span(mine).subspan(half), true);
+    const mics::StepResult result = engine.step().get();
+    outcome.gathers = engine.operations().count(mics::comm::Purpose::gather) - before;
+    outcome.losses.push_back(result.loss);
+    outcome.norms.push_back(result.gradient_norm);
+  }
+  for (const auto& unit : ids.units) {
+    for (const mics::ParameterId id : unit.parameters) {
+      std::vector<double> values(static_cast<std::size_t>(engine.model().spec(id).count));
+      engine.read(id, values);
+      outcome.parameters.insert(outcome.parameters.end(), values.begin(), values.end());
+    }
+  }
+  return outcome;
+}
+
+TEST(ModelRecomputeTest, ChangesNoBitAndNoGatherButTakesLessMemory) {
+  for (const mics::DType compute : {mics::DType::fp64, mics::DType::fp32, mics::DType::bf16}) {
+    for (const int prefetch : {0, 1}) {
+      const Outcome kept = train_twice(compute, prefetch, gpt::Recompute::no);
+      const Outcome recomputed = train_twice(compute, prefetch, gpt::Recompute::yes);
+
+      EXPECT_EQ(recomputed.losses, kept.losses) << name(compute);
+      EXPECT_EQ(recomputed.norms, kept.norms) << name(compute);
+      EXPECT_EQ(recomputed.parameters, kept.parameters) << name(compute);
+      EXPECT_EQ(recomputed.gathers, kept.gathers);
+      EXPECT_EQ(recomputed.planned_gathers, kept.planned_gathers);
+      // The plan opens one lease at a time: without prefetch the head's two cost a gather more.
+      if (prefetch > 0) {
+        EXPECT_EQ(recomputed.gathers, recomputed.planned_gathers);
+      }
+      // Three of four blocks less, each 15 C + H T + 4 elements a row.
+      const double element = compute == mics::DType::fp64 ? 8 : 4;
+      const double less = 3 * (15 * 8 + 2 * 6 + 4) * element * 5 * 6;
+      EXPECT_NEAR(static_cast<double>(kept.bytes - recomputed.bytes), less, 0.03 * less);
+    }
+  }
 }
 
 }  // namespace

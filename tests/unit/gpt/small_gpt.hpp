@@ -25,9 +25,9 @@ class SmallGpt {
     std::int64_t begin, count;
   };
 
-  SmallGpt(const gpt::GptShape& shape, int batch)
+  SmallGpt(const gpt::GptShape& shape, int batch, gpt::Recompute recompute = gpt::Recompute::no)
       : shape_(shape),
-        activations_(shape, batch),
+        activations_(shape, batch, recompute),
         parameter_scratch_(gpt::conversion_scratch_count(shape)),
         gradient_scratch_(gpt::conversion_scratch_count(shape)) {
     std::int64_t offset = 0;
@@ -88,13 +88,19 @@ class SmallGpt {
     for (int layer = shape_.layers - 1; layer >= 0; --layer) {
       reset_scratch();
       const auto g = gradients_of<gpt::BlockParameters>(layer + 1);
-      gpt::block_backward<Real>(exec_, shape_.heads, parameters_of<gpt::BlockParameters>(layer + 1),
-                                activations_.layer(layer), g, work);
+      const auto p = parameters_of<gpt::BlockParameters>(layer + 1);
+      if (!activations_.is_kept(layer)) {
+        gpt::block_activations<Real>(exec_, shape_.heads, p, activations_.layer(layer));
+      }
+      gpt::block_backward<Real>(exec_, shape_.heads, p, activations_.layer(layer), g, work);
       add(g, layer + 1);
     }
     reset_scratch();
     const auto g = gradients_of<gpt::EmbeddingParameters>(0);
-    gpt::embedding_backward<Real>(exec_, windows(), work.d_x, g.token, g.position);
+    std::vector<std::int32_t> order(work.d_x.extent(0));
+    const gpt::Vector<std::int32_t, Exec> rows(order.data(), order.size());
+    gpt::sort_by_token(windows(), rows);
+    gpt::embedding_backward<Real>(exec_, windows(), rows, work.d_x, g.token, g.position);
     add(g, 0);
     return result;
   }
