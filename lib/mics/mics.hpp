@@ -14,5 +14,8 @@
 #include <mics/comm/agreement.hpp>
 #include <mics/engine/config.hpp>
 #include <mics/engine/engine.hpp>
+#include <mics/optim/loss_scaler.hpp>
+#include <mics/optim/optimizer.hpp>
+#include <mics/optim/schedule.hpp>
 #include <mics/plan/plan.hpp>
 #include <mics/state/model.hpp>

@@ -48,7 +48,9 @@ struct Slice {
 
 /// What is the same for all elements of a step.
 struct StepInfo {
-  std::int64_t step = 1;  ///< how often these elements were updated, this time included
+  /// How often these elements were updated, this time included: of the bias corrections, and of
+  /// what starts with the first gradient.
+  std::int64_t step = 1;
   double learning_rate = 0;
   /// Instead of the configured ones, where a schedule cycles the momentum. Optimizers without betas
   /// ignore them.
@@ -82,7 +84,8 @@ class Optimizer {
   /// Adds this shard's part of sum j of tensor i to `norms[i * norms_per_tensor() + j]`. Changes
   /// nothing of the slice. Local; blocks.
   /// \param[in,out] norms     as Slice::norms
-  /// \param[out]    partials  at least norm_partials(slice) elements, overwritten
+  /// \param[out]    partials  at least norm_partials(slice.count, slice.tensors.size()) elements,
+  ///                          overwritten
   virtual void add_norms(const Slice& slice, const StepInfo& info, std::span<double> norms,
                          std::span<double> partials) const;
   /// Elements of scratch memory that add_norms() needs for a slice of that size.
@@ -109,15 +112,14 @@ class Optimizer {
 ///  - sgd: g += decay * w; m = momentum * m + (1 - dampening) * g, at first m = g; nesterov: g +=
 ///    momentum * m, else g = m; w -= rate * g. State momentum_buffer, none without momentum. As
 ///    PyTorch has it.
-///  - lion: w -= rate * (sign(b1 m + (1 - b1) g) + decay * w); m = b2 m + (1 - b2) g. State
-///  exp_avg.
-///    The sign of 0 is 0. Source: Chen et al., NeurIPS 2023, algorithm 2.
+///  - lion: w -= rate * (sign(b1 m + (1 - b1) g) + decay * w); m = b2 m + (1 - b2) g.
+///    The sign of 0 is 0. State exp_avg. Source: Chen et al., NeurIPS 2023, algorithm 2.
 ///  - adagrad: g += decay * w; s = s + g^2; w -= rate * g / (sqrt(s) + epsilon). State sum. As
 ///    PyTorch has it, without a decay of the rate.
-///  - lamb: m, v as adamw; u = m / (sqrt(v) + epsilon) + decay * w; w -= rate * sqrt(1 - b2^t) / (1
-///  -
-///    b1^t) * ratio * u; ratio = |w| / |u| of the whole tensor, within [min_coefficient,
-///    max_coefficient], 1 where a norm is 0. Source: You et al., ICLR 2020, in the form of
+///  - lamb: m, v as adamw; u = m / (sqrt(v) + epsilon) + decay * w;
+///    w -= rate * sqrt(1 - b2^t) / (1 - b1^t) * ratio * u;
+///    ratio = |w| / |u| of the whole tensor, within [min_coefficient, max_coefficient], 1 where a
+///    norm is 0. Source: You et al., ICLR 2020, in the form of
 ///    DeepSpeed:csrc/lamb/fused_lamb_cuda_kernel.cu, which does not correct the moments in u.
 ///
 /// An epsilon below the smallest normal number of the master dtype counts as that number: 0 / 0

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/half.hpp>
 #include <mics/optim/norm.hpp>
 #include <mics/state/for_blocks.hpp>
 
@@ -31,6 +32,25 @@ TEST(NormTest, IsExactWhereEverySumIs) {
 
     EXPECT_EQ(norm_of(values), expected);
   }
+}
+
+template <class T>
+void expect_exact_in_16_bits() {
+  std::vector<T> values(10'000);
+  double expected = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = T(static_cast<float>(static_cast<int>(i % 13) - 6) * 0.125F);
+    expected += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  }
+  EXPECT_EQ(norm_of(values), expected);
+
+  values[9999] = T(std::numeric_limits<float>::infinity());
+  EXPECT_FALSE(std::isfinite(norm_of(values)));
+}
+
+TEST(NormTest, TakesGradientsOf16Bits) {
+  expect_exact_in_16_bits<bf16>();
+  expect_exact_in_16_bits<fp16>();
 }
 
 TEST(NormTest, IsFiniteExactlyIfEveryElementIs) {

@@ -739,7 +739,7 @@ TEST(OptimizerTest, RefusesASliceThatLacksArrays) {
   Slice without_norms = shard.slice();
   without_norms.norms = {};
   contains(message_of<ArgumentError>([&] { by_norms->update(without_norms, {}); }),
-           "expected norms of its tensors, found none; add_norms on every shard");
+           "expected at least 2 sums over tensors, found 0; add_norms on every shard");
 }
 
 /// A user's optimizer: the sign of the gradient, and how often it was positive.

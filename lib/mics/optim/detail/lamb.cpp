@@ -66,6 +66,7 @@ class Lamb final : public BuiltIn {
   void add_norms(const Slice& slice, const StepInfo& info, std::span<double> norms,
                  std::span<double> partials) const override {
     check(slice, info);
+    require_norms(slice, norms);
     const auto tensors = static_cast<std::int64_t>(slice.tensors.size());
     if (std::ssize(partials) < norm_partials(slice.count, tensors)) {
       raise<ArgumentError>(
@@ -124,12 +125,7 @@ class Lamb final : public BuiltIn {
   // Reads gradient, weights and moments again and writes all but the gradient.
   void update(const Slice& slice, const StepInfo& info) const override {
     check(slice, info);
-    if (slice.norms.empty() && !slice.tensors.empty()) {
-      raise<ArgumentError>({.object = "slice of optimizer lamb",
-                            .expected = "norms of its tensors",
-                            .found = "none",
-                            .remedy = "add_norms on every shard, then their sum"});
-    }
+    require_norms(slice, slice.norms);
     const std::array<double, 2> correction = bias_corrections(info);
     const double step_size = info.learning_rate * std::sqrt(correction[1]) / correction[0];
     const double highest = config().max_coefficient;
@@ -165,6 +161,15 @@ class Lamb final : public BuiltIn {
   }
 
  private:
+  static void require_norms(const Slice& slice, std::span<const double> norms) {
+    const std::int64_t wanted = slice.tensors.empty() ? 0 : 2 * (slice.tensors.back().tensor + 1);
+    if (std::ssize(norms) >= wanted) return;
+    raise<ArgumentError>({.object = "slice of optimizer lamb",
+                          .expected = "at least " + std::to_string(wanted) + " sums over tensors",
+                          .found = std::to_string(norms.size()),
+                          .remedy = "add_norms on every shard, then their sum"});
+  }
+
   [[nodiscard]] Numbers numbers_of(const StepInfo& info) const {
     return {betas(info), config().epsilon, config().weight_decay, info.gradient_scale};
   }
