@@ -274,6 +274,27 @@ CASES = [
     override("file_of_two_lines", r"a.b: expected a file or folder, found nothing there", "data.files=a\nb"),
     override("text_too_short", r"text: expected at least 90 bytes, found 20; give more text",
              "data.files=short.txt"),
+    # Tokens.
+    override("format", r'data\.format: expected bytes, uint16, uint32 or npy, found "int8"',
+             "data.format=int8", ranks=(1,)),
+    override("vocabulary_missing", r"model\.vocabulary: expected the number of tokens of the vocabulary, found "
+             r"nothing; add the key$", "data.format=uint16"),
+    override("vocabulary_zero", r"model\.vocabulary: expected an integer of at least 1", "model.vocabulary=0",
+             ranks=(1,)),
+    override("byte_outside_the_vocabulary", r"text\.txt: element \d+: expected a token below the vocabulary of "
+             r"117, found \d+; raise model\.vocabulary", "model.vocabulary=117"),
+    override("token_outside_the_vocabulary", r"text\.txt: element 0: expected a token below the vocabulary of "
+             r"2000, found \d+; raise", "model.vocabulary=2000", "data.format=uint16"),
+    override("token_of_half_the_bytes", r"odd\.bin: expected a multiple of 4 bytes, found 4002; the file was cut",
+             "model.vocabulary=2000", "data.format=uint32", "data.files=odd.bin"),
+    override("no_array", r"text\.txt: expected a NumPy array \(\.npy\), found a file that does not begin",
+             "model.vocabulary=2000", "data.format=npy"),
+    override("prompt_outside_the_vocabulary", r"sample_prompt_tokens: expected tokens below the vocabulary of 10, "
+             r"found 10", "model.vocabulary=10", "data.format=npy", "training.sample_tokens=1",
+             "training.sample_prompt_tokens=[9,10]", ranks=(1,)),
+    override("prompt_is_no_number_of_a_token", r"sample_prompt_tokens: expected numbers of tokens, found -1",
+             "model.vocabulary=10", "data.format=npy", "training.sample_prompt_tokens=[-1]", ranks=(1,)),
+    override("peak", r"peak_flops: expected more than 0 .*, found 0", "training.peak_flops=0", ranks=(1,)),
     override("positions_beyond_the_text", r"text: expected at least 100010 bytes, found \d+; give more text, "
              r"fewer positions", "model.positions=10000"),
     override("validation_zero", r"validation_fraction: expected .*0\.5, found 0",
@@ -369,6 +390,31 @@ class BadInput(unittest.TestCase):
         words = ("train", DECK)
         self.check(launch.run_on_two(words, words, memory_of_second=800000), r"allocat|memory")
 
+    def test_environment(self):
+        table = {"KOKKOS_NUM_THREADS": ("abc", "0", "-1", "2x", "99999999999"), "KOKKOS_DEVICE_ID": ("x",)}
+        for variable, values in table.items():
+            for value in values:
+                for ranks in BOTH:
+                    with self.subTest(variable=variable, value=value, ranks=ranks):
+                        result = launch.run("--version", ranks=ranks, environment={variable: value})
+                        self.check(result, rf'environment: {variable}: expected an integer of at least \d, found '
+                                           rf'"{value}"; correct or unset it$')
+        # GNU's OpenMP complains before the program begins.
+        result = launch.run("--version", environment={"OMP_NUM_THREADS": "abc"})
+        own = [line for line in result.stderr.split("\n") if line.startswith("mics: ")]
+        self.assertEqual((result.status, len(own)), (2, 1), result)
+        self.assertIn('OMP_NUM_THREADS: expected an integer of at least 1, found "abc"', own[0])
+        for value in ("2,1", "1"):  # a number for each level of nesting
+            result = launch.run("--version", environment={"OMP_NUM_THREADS": value})
+            self.assertEqual((result.status, result.stderr), (0, ""), result)
+
+    def test_output_that_cannot_be_written(self):
+        DECK.write_text(edited())
+        for words in (("train", DECK), ("--help",)):
+            with self.subTest(words=words):
+                result = launch.run(*words, output="/dev/full")
+                self.check(result, r"standard output: expected all that was printed to be written, found an error")
+
     def test_metrics_that_cannot_be_written_stop_nothing(self):
         DECK.write_text(edited())
         for path in ("/proc/none/metrics.jsonl", FOLDER, "/dev/full"):
@@ -405,6 +451,7 @@ def setUpModule():
     launch.write_text(FOLDER / "text.txt")
     launch.write_text(FOLDER / "good" / "text.txt")
     (FOLDER / "empty.txt").touch()
+    (FOLDER / "odd.bin").write_bytes(bytes(4002))
     (FOLDER / "short.txt").write_text("20 bytes of a text.\n")
     (FOLDER / "secret.txt").write_text("text " * 1000)
     (FOLDER / "secret.txt").chmod(0)

@@ -44,10 +44,13 @@ class Result:
         return f"status {self.status} after {self.seconds:.1f} s\n{self.stdout}\n{self.stderr}"
 
 
-def run(*words, ranks=1, seconds=None, folder=None, environment=None):
-    """Runs `mics word ...`; one rank without a launcher."""
+def run(*words, ranks=1, seconds=None, folder=None, environment=None, output=None):
+    """Runs `mics word ...`; one rank without a launcher. Standard output goes to the file `output`."""
     launch = LAUNCHER + ["-n", str(ranks)] if ranks > 1 else []
-    return _execute(launch + [PROGRAM, *map(os.fspath, words)], seconds, folder, environment)
+    command = launch + [PROGRAM, *map(os.fspath, words)]
+    if output:
+        command = ["sh", "-c", 'exec "$@" >"$0"', os.fspath(output), *command]
+    return _execute(command, seconds, folder, environment)
 
 
 def run_on_two(first, second, memory_of_second=None):

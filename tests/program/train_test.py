@@ -169,7 +169,8 @@ class Train(unittest.TestCase):
                 self.assertEqual(records[-1]["event"], "result")
                 self.assertEqual(len(records), STEPS + 4)
                 for record in steps:
-                    for key in ("loss_bits_per_byte", "tokens_per_second", "gradient_norm", "seconds"):
+                    for key in ("loss_bits_per_byte", "tokens_per_second", "utilization", "gradient_norm",
+                                "seconds"):
                         self.assertGreater(record[key], 0, record)
                     self.assertIs(record["skipped"], False)
                     self.assertAlmostEqual(record["learning_rate"], learning_rate(record["step"]), places=12)
@@ -198,7 +199,7 @@ class Train(unittest.TestCase):
                 self.assertTrue(text.startswith("model\n"), text)
                 self.assertNotRegex(text, r"[\r\x1b]")
                 self.assertEqual(len(re.findall(r"^step \d+/30  loss \d\.\d{3} bits/byte  [\d.]+[kMG]? tokens/s"
-                                                r"  ETA \d+:\d\d$", text, re.M)), 3, text)
+                                                r"  \d+\.\d% of peak  ETA \d+:\d\d$", text, re.M)), 3, text)
                 self.expect_report(text, ranks)
 
     def test_a_bar_in_a_terminal(self):
@@ -206,7 +207,7 @@ class Train(unittest.TestCase):
             with self.subTest(ranks=ranks):
                 status, shown = launch.run_in_terminal("train", FOLDER / "deck.json", ranks=ranks)
                 self.assertEqual(status, 0, shown)
-                self.assertRegex(shown, r"\r\[[=> ]{20}\] \d+/30  \d\.\d{3} bits/byte  [\d.]+[kMG]? tokens/s  ETA ")
+                self.assertRegex(shown, r"\r\[[=> ]{20}\] \d+/30  \d\.\d{3} bits/byte  [\d.]+[kMG]? tokens/s  \d+\.\d% of peak  ETA ")
                 self.assertRegex(shown, r"\r\[={20}\] 30/30 ")
                 self.assertNotRegex(shown, r"step \d+/30")
                 # What the terminal shows in the end: a line is what was last written at each column.
@@ -222,6 +223,32 @@ class Train(unittest.TestCase):
                         self.assertRegex(line, r"^validation after step \d+: \d\.\d{3} bits/byte$")
                 self.assertIn("result", lines)
                 self.assertIn("sample", lines)
+
+    def test_share_of_a_peak_that_the_deck_gives(self):
+        text, records = self.train("training.peak_flops=2e12", ranks=2)
+        self.assertIn("\npeak\n  2.00T FLOP/s a rank, given by training.peak_flops\n", text)
+        result = records[-1]
+        self.assertEqual(result["peak_flops_per_second"], 4e12)
+        self.assertAlmostEqual(result["utilization"], result["flops_per_second"] / 4e12, places=12)
+        # Six operations a weight in a product, of 12 C^2 in the block and V C in the head, and
+        # attention over whole squares.
+        flops = 6 * (12 * 16**2 + 2 * 8 * 16 + 256 * 16)
+        self.assertAlmostEqual(result["flops_per_second"] / result["tokens_per_second"], flops, places=6)
+        self.assertRegex(self.one_rank()[0],
+                         r"\npeak\n  [\d.]+[kMGT] FLOP/s a rank, measured: products of 512 x 512 matrices of fp32\n")
+
+    def test_recomputed_blocks_change_no_number(self):
+        def layers(*words, ranks):
+            text, records = self.train("model.layers=3", *words, ranks=ranks)
+            return int(re.search(r"activations (\d+) KiB", text)[1]), re.search(r"a step .*", text)[0], records
+
+        for ranks, words in ((1, ()), (3, ()), (2, ("engine.bf16.enabled=true",))):
+            with self.subTest(ranks=ranks, words=words):
+                kept, plan, reference = layers(*words, ranks=ranks)
+                less, same_plan, records = layers(*words, "model.recompute=true", ranks=ranks)
+                self.assertLess(less, kept)
+                self.assertEqual(plan, same_plan)
+                self.expect_similar(records, reference, 0)
 
     def test_words_behind_the_deck_win(self):
         text, records = self.train("training.steps=2", "training.sample_bytes=0", "model.width=8", ranks=2)
