@@ -418,7 +418,7 @@ void step_in_order(Engine& engine, const Toy& toy, const std::vector<std::size_t
   for (const std::size_t u : order) {
     const Lease lease = engine.gather(toy.units[u]);
     EXPECT_EQ(count_differences(
-                  toy.model, lease, toy.weight[u], DType::fp32,
+                  toy.model, lease, toy.weight[u], engine.config(),
                   [&](std::int64_t i) { return toy.initial(toy.weight[u], i) + expected_change; }),
               0)
         << "unit " << u;
@@ -522,7 +522,7 @@ TEST(EvaluationTest, BetweenStepsReadsTheNewValuesAndLeavesTrainingAlone) {
       for (const std::size_t u : {3U, 1U, 2U}) {
         const Lease lease = engine.gather(toy.units[u]);
         EXPECT_EQ(count_differences(
-                      toy.model, lease, toy.bias[u], DType::fp32,
+                      toy.model, lease, toy.bias[u], engine.config(),
                       [&](std::int64_t i) { return toy.initial(toy.bias[u], i) - (step + 1); }),
                   0);
       }
@@ -768,7 +768,7 @@ TEST(SizeTest, TenThousandTensorsOf1To1000ElementsTrain) {
     for (const UnitId unit : units) {
       const Lease lease = engine.gather(unit);
       for (const ParameterId id : model.parameters(unit)) {
-        differences += count_differences(model, lease, id, DType::fp32, [&](std::int64_t k) {
+        differences += count_differences(model, lease, id, engine.config(), [&](std::int64_t k) {
           return model.spec(id).options.init(0, id, k) + change * (id.value % 3);
         });
       }

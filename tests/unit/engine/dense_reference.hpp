@@ -104,28 +104,77 @@ class DenseReference {
     return loss;
   }
 
-  // Written in the form of the paper (decay of the weight first, corrected moments as values of
+  // Written in the form of the papers (decay of the weight first, corrected moments as values of
   // their own), unlike the library's.
   void update(std::size_t i, const ParameterOptions& options, double clip) {
     const OptimizerConfig& o = config_.optimizer;
     const double rate = o.learning_rate * options.learning_rate_factor;
     const double decay = o.weight_decay * options.weight_decay_factor;
-    for (std::size_t k = 0; k < weight_[i].values.size(); ++k) {
-      double& weight = weight_[i].values[k];
-      const double gradient = gradient_[i].values[k] * clip;
-      if (o.kind == OptimizerKind::sgd) {
-        weight = weight - rate * (gradient + decay * weight);
-        continue;
-      }
+    std::vector<double>& weights = weight_[i].values;
+    std::vector<double> direction(weights.size());
+    for (std::size_t k = 0; k < weights.size(); ++k) {
       double& m = first_moment_[i].values[k];
       double& v = second_moment_[i].values[k];
-      m = o.betas[0] * m + (1 - o.betas[0]) * gradient;
-      v = o.betas[1] * v + (1 - o.betas[1]) * gradient * gradient;
-      const double m_hat = m / (1 - std::pow(o.betas[0], steps_));
-      const double v_hat = v / (1 - std::pow(o.betas[1], steps_));
-      weight *= 1 - rate * decay;
-      weight -= rate * m_hat / (std::sqrt(v_hat) + o.epsilon);
+      double gradient = gradient_[i].values[k] * clip;
+      switch (o.kind) {
+        case OptimizerKind::sgd:
+          gradient += decay * weights[k];
+          if (o.momentum != 0) {
+            m = steps_ == 1 ? gradient : o.momentum * m + (1 - o.dampening) * gradient;
+            gradient = o.nesterov ? gradient + o.momentum * m : m;
+          }
+          direction[k] = gradient;
+          break;
+        case OptimizerKind::adam:
+          gradient += decay * weights[k];
+          direction[k] = adam_direction(gradient, m, v);
+          break;
+        case OptimizerKind::adamw:
+          direction[k] = adam_direction(gradient, m, v) + decay * weights[k];
+          break;
+        case OptimizerKind::lion: {
+          const double c = o.betas[0] * m + (1 - o.betas[0]) * gradient;
+          m = o.betas[1] * m + (1 - o.betas[1]) * gradient;
+          direction[k] = static_cast<double>((c > 0) - (c < 0)) + decay * weights[k];
+          break;
+        }
+        case OptimizerKind::adagrad:
+          gradient += decay * weights[k];
+          v += gradient * gradient;
+          direction[k] = gradient / (std::sqrt(v) + o.epsilon);
+          break;
+        case OptimizerKind::lamb:
+          m = o.betas[0] * m + (1 - o.betas[0]) * gradient;
+          v = o.betas[1] * v + (1 - o.betas[1]) * gradient * gradient;
+          direction[k] = m / (std::sqrt(v) + o.epsilon) + decay * weights[k];
+          break;
+      }
     }
+    double factor = rate;
+    if (o.kind == OptimizerKind::lamb) {
+      const double w = length(weights);
+      const double u = length(direction);
+      if (w > 0 && u > 0) factor *= std::clamp(w / u, o.min_coefficient, o.max_coefficient);
+      if (o.bias_correction) {
+        factor *= std::sqrt(1 - std::pow(o.betas[1], steps_)) / (1 - std::pow(o.betas[0], steps_));
+      }
+    }
+    for (std::size_t k = 0; k < weights.size(); ++k) weights[k] -= factor * direction[k];
+  }
+
+  [[nodiscard]] double adam_direction(double gradient, double& m, double& v) const {
+    const OptimizerConfig& o = config_.optimizer;
+    m = o.betas[0] * m + (1 - o.betas[0]) * gradient;
+    v = o.betas[1] * v + (1 - o.betas[1]) * gradient * gradient;
+    const double correction1 = o.bias_correction ? 1 - std::pow(o.betas[0], steps_) : 1;
+    const double correction2 = o.bias_correction ? 1 - std::pow(o.betas[1], steps_) : 1;
+    return m / correction1 / (std::sqrt(v / correction2) + o.epsilon);
+  }
+
+  [[nodiscard]] static double length(const std::vector<double>& values) {
+    double squares = 0;
+    for (const double value : values) squares += value * value;
+    return std::sqrt(squares);
   }
 
   [[nodiscard]] DenseView w(ParameterId id) {

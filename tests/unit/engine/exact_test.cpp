@@ -172,10 +172,10 @@ class ExactRun {
       for (const ParameterId id : odd_.model.parameters(*unit)) {
         if (!odd_.model.spec(id).options.trainable) continue;
         if (overwrite) {
-          set_gradient(odd_.model, scope, id, config_.compute, [](std::int64_t) { return 0.0; });
+          set_gradient(odd_.model, scope, id, config_, [](std::int64_t) { return 0.0; });
         }
         for (const auto sample : samples) {
-          add_gradient(odd_.model, scope, id, config_.compute,
+          add_gradient(odd_.model, scope, id, config_,
                        [&](std::int64_t i) { return exact_gradient(sample, id.value, i); });
         }
       }
@@ -188,7 +188,7 @@ class ExactRun {
     for (const ParameterId id : odd_.model.parameters(unit)) {
       const auto& expected = reference_.weights(step, id);
       EXPECT_EQ(
-          count_differences(odd_.model, lease, id, config_.compute,
+          count_differences(odd_.model, lease, id, config_,
                             [&](std::int64_t i) { return expected[static_cast<std::size_t>(i)]; }),
           0)
           << odd_.model.spec(id).name << " before step " << step;
@@ -263,8 +263,71 @@ TEST_P(Exact, SlotsPrefetchPersistenceAndDebugChangeNoBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(OfDtype, Exact, testing::Values(DType::fp64, DType::fp32, DType::bf16),
+INSTANTIATE_TEST_SUITE_P(OfDtype, Exact,
+                         testing::Values(DType::fp64, DType::fp32, DType::bf16, DType::fp16),
                          [](const auto& of) { return std::string(name(of.param)); });
+
+/// Dtypes of gradients, of the network and of the accumulator, each left to its default or chosen.
+struct DTypes {
+  DType compute;
+  std::optional<DType> gradient, wire, accumulate;
+
+  [[nodiscard]] std::string text() const {
+    const auto word = [](std::optional<DType> d) { return d ? std::string(name(*d)) : "default"; };
+    return "compute " + std::string(name(compute)) + ", gradient " + word(gradient) + ", wire " +
+           word(wire) + ", accumulate " + word(accumulate);
+  }
+};
+std::vector<DTypes> all_dtypes() {
+  using Choice = std::optional<DType>;
+  const std::array<Choice, 4> choices{Choice{}, DType::fp32, DType::bf16, DType::fp16};
+  std::vector<DTypes> all;
+  for (const DType compute : {DType::fp32, DType::bf16, DType::fp16, DType::fp64}) {
+    for (const Choice gradient : choices) {
+      for (const Choice wire : choices) {
+        for (const Choice accumulate : choices) {
+          if (compute == DType::fp64 && (gradient || accumulate)) continue;
+          all.push_back({compute, gradient, wire, accumulate});
+        }
+      }
+    }
+  }
+  return all;
+}
+
+// Sums of these gradients have 6 bits, so that no dtype rounds them, and the factors that keep
+// 16-bit sums from overflowing are powers of two. Fails if a factor is not divided out again, or a
+// shard is cut by the wrong element size.
+TEST(ExactDTypes, EveryCombinationGivesTheSameBits) {
+  static const OddModel odd;
+  static const ExactReference reference(odd.model);
+  const auto layouts = layouts_of_job();
+  const std::vector<DTypes> combinations = all_dtypes();
+  // Many ranks on few cores are slow: each of them takes its share of the combinations.
+  const std::size_t stride = job_size() <= 2 ? 1 : 7;
+  for (std::size_t i = static_cast<std::size_t>(job_size()) % stride; i < combinations.size();
+       i += stride) {
+    const DTypes& dtypes = combinations[i];
+    const Layout& layout = layouts[i % layouts.size()];
+    SCOPED_TRACE(dtypes.text() + ", " + layout.text());
+    Config config;
+    layout.apply(config);
+    config.compute = dtypes.compute;
+    config.gradient = dtypes.gradient;
+    config.wire = dtypes.wire;
+    config.accumulate = dtypes.accumulate;
+    config.accumulation_steps = 2;
+    config.optimizer.kind = OptimizerKind::sgd;
+    config.persistence_threshold = i % 3 == 0 ? 100 : 0;
+    if (i % 5 == 1) config.master = DType::fp64;
+    if (i % 4 == 1) config.gradient_predivide_factor = 4;
+    const bool ranks_are_power_of_two = (job_size() & (job_size() - 1)) == 0;
+    if (i % 4 == 2 && ranks_are_power_of_two) config.prescale_gradients = true;
+
+    ExactRun run(odd, reference, config);
+    run.expect_exact_steps(2);
+  }
+}
 
 TEST(Gather, GivesTheBitsOfInitOnEveryRankAndInEveryLayout) {
   Model model;
@@ -293,12 +356,10 @@ TEST(Gather, GivesTheBitsOfInitOnEveryRankAndInEveryLayout) {
           const DType dtype = spec.options.dtype.value_or(compute);
 
           // Rounded to the master's dtype first, then to the parameter's.
-          const auto differences =
-              count_differences(model, lease, id, compute, [&](std::int64_t i) {
-                const double value = spec.options.init(7, id, i);
-                return dtype == DType::fp64 ? value
-                                            : static_cast<double>(static_cast<float>(value));
-              });
+          const auto differences = count_differences(model, lease, id, config, [&](std::int64_t i) {
+            const double value = spec.options.init(7, id, i);
+            return dtype == DType::fp64 ? value : static_cast<double>(static_cast<float>(value));
+          });
 
           EXPECT_EQ(differences, 0) << spec.name;
         }

@@ -68,7 +68,7 @@ TEST(MemoryLimitTest, ModelOfFourTimesTheLimitIsBuiltAndTrainedOverEightRanks) {
     const Lease lease = engine.gather({u});
     const ParameterId id = model.parameters({u}).front();
     EXPECT_EQ(
-        count_differences(model, lease, id, DType::fp32,
+        count_differences(model, lease, id, engine.config(),
                           [&](std::int64_t i) { return model.spec(id).options.init(5, id, i); }),
         0);
   }

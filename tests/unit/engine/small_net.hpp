@@ -215,7 +215,8 @@ void backward_embed(std::int64_t sample, const DE& de, const Backward& b) {
 enum class Tied { nested, deferred };
 
 /// The network as an application of mics: gathers a unit where it needs it, at most two at a time.
-template <class T>
+/// \tparam T  of the parameters; \tparam G  of their gradients
+template <class T, class G = T>
 class SmallNetClient {
  public:
   SmallNetClient(Engine& engine, const SmallNet& net) : engine_(engine), net_(net) {}
@@ -227,6 +228,9 @@ class SmallNetClient {
     std::vector<Activations> a(samples.size());
     std::vector<Backward> b(samples.size());
     forward(samples, a);
+    for (auto& sample : a) {
+      for (double& value : sample.o) value *= engine_.loss_scale()();
+    }
     backward(samples, a, b, tied);
   }
 
@@ -274,8 +278,8 @@ class SmallNetClient {
       auto d_embed = engine_.gradient(net_.embed);
       auto d_head = engine_.gradient(net_.head);
       const auto e = embed.template view<const T**>(net_.e);
-      const auto de = d_embed.template view<T**>(net_.e);
-      const auto dc = d_head.template view<T*>(net_.c);
+      const auto de = d_embed.template view<G**>(net_.e);
+      const auto dc = d_head.template view<G*>(net_.c);
       for (std::size_t i = 0; i < samples.size(); ++i) backward_head(e, de, dc, a[i], b[i]);
       d_head.reduce();
       if (tied == Tied::deferred) {
@@ -291,8 +295,8 @@ class SmallNetClient {
       const auto w1 = layer1.template view<const T**, Kokkos::LayoutLeft>(net_.w1);
       const auto p = layer1.template view<const T**>(net_.p);
       const auto gain = misc.template view<const T>(net_.gain);
-      const auto dw1 = scope.template view<T**, Kokkos::LayoutLeft>(net_.w1);
-      const auto db1 = scope.template view<T*>(net_.b1);
+      const auto dw1 = scope.template view<G**, Kokkos::LayoutLeft>(net_.w1);
+      const auto db1 = scope.template view<G*>(net_.b1);
       for (std::size_t i = 0; i < samples.size(); ++i) {
         backward_layer1(w1, p, at(gain), dw1, db1, a[i], b[i]);
       }
@@ -300,7 +304,7 @@ class SmallNetClient {
     }
     {
       auto scope = engine_.gradient(net_.misc);
-      const auto dgain = scope.template view<T>(net_.gain);
+      const auto dgain = scope.template view<G>(net_.gain);
       for (const auto& sample : b) add_to(dgain, sample.dgain);
       scope.reduce();
     }
@@ -308,13 +312,13 @@ class SmallNetClient {
       const auto layer0 = gather(net_.layer0);
       auto scope = engine_.gradient(net_.layer0);
       const auto w0 = layer0.template view<const T**>(net_.w0);
-      const auto dw0 = scope.template view<T**>(net_.w0);
-      const auto db0 = scope.template view<T*>(net_.b0);
+      const auto dw0 = scope.template view<G**>(net_.w0);
+      const auto db0 = scope.template view<G*>(net_.b0);
       for (std::size_t i = 0; i < samples.size(); ++i) backward_layer0(w0, dw0, db0, a[i], b[i]);
       scope.reduce();
     }
     auto d_embed = engine_.gradient(net_.embed);
-    const auto de = d_embed.template view<T**>(net_.e);
+    const auto de = d_embed.template view<G**>(net_.e);
     for (std::size_t i = 0; i < samples.size(); ++i) backward_embed(samples[i], de, b[i]);
     d_embed.reduce();
     for (auto& scope : outer) scope.reduce();
