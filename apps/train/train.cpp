@@ -48,6 +48,13 @@ std::string printable(const std::string& text) {
   return result;
 }
 
+// What the command line says.
+struct Arguments {
+  std::string deck;
+  std::string deepspeed;
+  std::vector<std::string> overrides;
+};
+
 // Everything that a run reads, the same on every rank.
 struct Inputs {
   Deck deck;
@@ -55,12 +62,11 @@ struct Inputs {
   std::unique_ptr<data::ByteCorpus> corpus;
 };
 
-Inputs read_inputs(const Session& session, const std::string& path,
-                   const std::vector<std::string>& overrides) {
+Inputs read_inputs(const Session& session, const Arguments& arguments) {
   const auto world = comm::Communicator::duplicate(session.world());
   Inputs inputs;
   comm::agree(world, [&] {
-    inputs.deck = read_deck(path, overrides);
+    inputs.deck = read_deck(arguments.deck, arguments.overrides, arguments.deepspeed);
     inputs.batch = solve_batch(inputs.deck.engine, session.size());
     inputs.deck.engine.accumulation_steps = inputs.batch.micro_steps;
   });
@@ -106,7 +112,10 @@ class Trainer {
       gpt_.emplace(deck_.shape, ids_, deck_.engine.compute,
                    static_cast<int>(std::max<std::int64_t>(1, batch_.largest(session.size()))));
     });
-    engine_.set_learning_rates(learning_rates(deck_));
+    // A schedule of the configuration takes the place of the deck's own.
+    if (deck_.engine.schedule.kind == ScheduleKind::constant) {
+      engine_.set_learning_rates(learning_rates(deck_));
+    }
     engine_.declare_order(gpt::training_order(ids_));
   }
 
@@ -289,8 +298,7 @@ class Trainer {
   report::MetricsWriter metrics_;
 };
 
-int train(const Session& session, const std::string& path,
-          const std::vector<std::string>& overrides) {
+int train(const Session& session, const Arguments& arguments) {
   const auto tell = [](const std::exception& error) {
     // One line, whatever a name in it holds.
     std::string line = error.what();
@@ -302,7 +310,7 @@ int train(const Session& session, const std::string& path,
   std::optional<Inputs> inputs;
   std::optional<Trainer> trainer;
   try {
-    inputs.emplace(read_inputs(session, path, overrides));
+    inputs.emplace(read_inputs(session, arguments));
     trainer.emplace(session, *inputs);
   } catch (const std::exception& error) {
     if (session.is_root()) tell(error);
@@ -327,19 +335,15 @@ int train(const Session& session, const std::string& path,
 }  // namespace
 
 void add_train(CLI::App& app, const Session& session, Action& action) {
-  struct Arguments {
-    std::string deck;
-    std::vector<std::string> overrides;
-  };
   const auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("train", "Train the model that a deck describes");
   command->add_option("deck", arguments->deck, "JSON file with comments")->required();
+  command->add_option("--deepspeed", arguments->deepspeed,
+                      "DeepSpeed's JSON in place of the deck's engine section");
   command->add_option("overrides", arguments->overrides,
                       "key.inner=value: replaces a value of the deck");
   command->callback([&session, &action, arguments] {
-    action = [&session, arguments] {
-      return train(session, arguments->deck, arguments->overrides);
-    };
+    action = [&session, arguments] { return train(session, *arguments); };
   });
 }
 

@@ -80,6 +80,10 @@ class Section {
   void boolean(const std::string& key, bool& field, const std::string& meaning,
                const std::optional<bool>& deck = {}) {
     value(key, field, deck, meaning, [&] { return json_.boolean(key); });
+    KeyNote* noted = find(key);
+    if (noted != nullptr && noted->value == "false" && noted->fate == KeyFate::honoured) {
+      noted->text += ": no";
+    }
   }
   void integer(const std::string& key, std::int64_t& field, const std::string& meaning,
                std::int64_t lowest, std::int64_t highest,
@@ -408,8 +412,15 @@ void read_warmup(Section& params, ScheduleConfig& schedule, const Config& config
       schedule.warmup_max_lr = config.optimizer.learning_rate;
     }
     params.number("warmup_min_lr", schedule.warmup_min_lr, "rate at the start");
-    params.number("warmup_max_lr", schedule.warmup_max_lr, "rate after the warm-up",
-                  config.optimizer.learning_rate);
+    params.honour("warmup_max_lr", [&]() -> std::string {
+      const std::string meaning = "rate after the warm-up";
+      if (params.json().is_auto("warmup_max_lr")) {
+        schedule.warmup_max_lr = config.optimizer.learning_rate;
+        return meaning + ": " + text_of(schedule.warmup_max_lr) + ", the optimizer's";
+      }
+      schedule.warmup_max_lr = params.json().number("warmup_max_lr");
+      return meaning;
+    });
   }
   params.integer("warmup_num_steps", schedule.warmup_num_steps, "steps of the warm-up", 0,
                  most_steps, deck.warmup_steps);
@@ -996,6 +1007,8 @@ void note_defaults(Config& config) {
   const auto given = [&](std::string_view key) {
     const auto& keys = config.report.keys;
     return std::any_of(keys.begin(), keys.end(), [key](const KeyNote& note) {
+      if (note.value == "null") return false;
+      if (note.value == "\"auto\"" && note.text.ends_with(", the default")) return false;
       return note.key == key || note.key.starts_with(std::string(key) + '.');
     });
   };

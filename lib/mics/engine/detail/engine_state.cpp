@@ -241,16 +241,16 @@ void EngineState::require_same_unit(const char* call, UnitId unit) {
   if (!sharded()) return;
   const Operation operation{Purpose::agreement, model_.name(unit), 8};
   operations_.record(operation);
-  const std::uint64_t mine = (static_cast<std::uint64_t>(call[0]) << 32) |
-                             static_cast<std::uint32_t>(unit.value);
+  const std::uint64_t mine =
+      (static_cast<std::uint64_t>(call[0]) << 32) | static_cast<std::uint32_t>(unit.value);
   std::vector<std::uint64_t> all(static_cast<std::size_t>(groups_.shard().size()));
   groups_.shard().all_gather_small(&mine, all.data(), sizeof(mine), operation);
   const auto other =
       std::find_if(all.begin(), all.end(), [&](std::uint64_t theirs) { return theirs != mine; });
   if (other == all.end()) return;
   const layout::GroupLayout& layout = plan_.layout();
-  const int rank = layout.rank_of(layout.place(world_.rank()).group,
-                                  static_cast<int>(other - all.begin()));
+  const int rank =
+      layout.rank_of(layout.place(world_.rank()).group, static_cast<int>(other - all.begin()));
   const UnitId found{static_cast<int>(*other & 0xffffffffU)};
   const std::string line = format_error(
       {.object = std::string(call) + " of unit " + unit_name(unit) + " on rank " +
