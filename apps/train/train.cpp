@@ -171,6 +171,10 @@ class Trainer {
               << batch_.micro_steps << " micro-step" << (batch_.micro_steps == 1 ? "" : "s")
               << ", at most " << batch_.largest(session_.size()) << " a rank at once; activations "
               << gpt_->bytes() / 1024 << " KiB a rank\n";
+    if (deck_.engine.schedule.kind != ScheduleKind::constant) {
+      std::cout << "note: learning rates follow " << deck_.engine.source
+                << "scheduler, not the deck's training section\n";
+    }
     for (const KeyNote& note : deck_.engine.report.with(KeyFate::without_effect)) {
       std::cout << "note: " << deck_.engine.source << note.key
                 << " has no effect here: " << note.text << '\n';

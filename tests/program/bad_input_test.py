@@ -306,7 +306,7 @@ class BadInput(unittest.TestCase):
         lines = [line for line in result.stderr.split("\n") if line]
         self.assertEqual(len(lines), 1, "expected one line on standard error" + output)
         line = lines[0]
-        self.assertRegex(line, r"^mics( train)?: \S", output)
+        self.assertRegex(line, r"^mics( train| config explain)?: \S", output)
         self.assertRegex(line, expects, output)
         self.assertNotEqual(result.status, 0, output)
         self.assertLessEqual(len(line), LONGEST_LINE, "a line that nobody can read")
