@@ -300,6 +300,17 @@ TEST(ConfigTest, EveryKeyIsAccountedFor) {
   }
 }
 
+TEST(ConfigTest, AFileOfUnknownKeysEndsSoon) {
+  std::string text = "{";
+  for (int i = 0; i < 100'000; ++i) text += "\"key" + std::to_string(i) + "\": 1, ";
+
+  const Config config = explain(text + "\"end\": 1}");
+
+  EXPECT_EQ(config.report.with(KeyFate::refused).size(), 1001U);
+  EXPECT_NE(config.report.keys.back().text.find("99001 keys"), std::string::npos)
+      << config.report.keys.back().text;
+}
+
 TEST(ConfigTest, SectionsThatAreOffChangeNothingAndOnAreRefused) {
   for (const char* key :
        {"amp", "torch_autocast", "elasticity", "data_efficiency", "curriculum_learning",

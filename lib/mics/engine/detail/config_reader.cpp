@@ -40,6 +40,9 @@ struct Idle {
   std::string_view reason;
 };
 
+// A file with more keys that are none is something else; its first ones say enough.
+constexpr std::size_t most_unknown = 1000;
+
 // One object of the file. Every key that it holds becomes one note, or one for each key within.
 class Section {
  public:
@@ -124,7 +127,7 @@ class Section {
   }
   // Keys that were not asked for so far.
   void rest_without_effect(const std::string& reason) {
-    for (const auto& unknown : json_.unknown_keys()) without_effect(unknown.key, reason);
+    for (const std::string& key : json_.unknown_keys()) without_effect(key, reason);
   }
 
   // A switch of something that mics does not do and that would change the numbers.
@@ -156,8 +159,17 @@ class Section {
 
   // Nothing is ignored: what nobody asked for is refused, null is no value.
   void finish() {
-    for (const auto& [key, remedy] : json_.unknown_keys()) {
-      guard(key, [&] { refuse(where(key), "a known key", in_quotes(name_of(key)), remedy); });
+    const std::vector<std::string> unknown = json_.unknown_keys();
+    for (std::size_t i = 0; i < unknown.size(); ++i) {
+      const std::string& key = unknown[i];
+      const std::string others = std::to_string(unknown.size() - i) + " keys that are none";
+      const bool stops = i == most_unknown && i + 1 < unknown.size();
+      guard(key, [&] {
+        refuse(where(key), stops ? "known keys" : "a known key",
+               stops ? others : in_quotes(name_of(key)),
+               stops ? "this is no configuration" : json_.remedy_for(key));
+      });
+      if (stops) break;
     }
     for (const std::string& key : json_.keys()) {
       if (!json_.has(key) && find(key) == nullptr) note(key, KeyFate::honoured, "no value");
