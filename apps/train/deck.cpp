@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <string_view>
 #include <utility>
 
 namespace mics::apps {
@@ -142,10 +143,40 @@ void read_training(JsonReader json, Deck& deck) {
   json.finish();
 }
 
+// Overrides of the engine section, without its name, apart from the others.
+std::vector<std::string> take_engine_overrides(std::vector<std::string>& overrides) {
+  static constexpr std::string_view section = "engine.";
+  std::vector<std::string> taken;
+  std::erase_if(overrides, [&](const std::string& text) {
+    if (!text.starts_with(section)) return false;
+    taken.push_back(text.substr(section.size()));
+    return true;
+  });
+  return taken;
+}
+
 }  // namespace
 
-Deck read_deck(const std::string& path, std::span<const std::string> overrides) {
-  JsonReader json = JsonReader::parse_file(path, overrides);
+DeckValues training_values(JsonReader& deck) {
+  JsonReader training = deck.object("training");
+  DeckValues values;
+  if (training.has("steps")) values.steps = training.integer("steps");
+  if (training.has("warmup_steps")) values.warmup_steps = training.integer("warmup_steps");
+  return values;
+}
+
+DeckValues deck_values(JsonReader& deck) {
+  DeckValues values = training_values(deck);
+  values.engine = Config::read(deck.object("engine"), values);
+  return values;
+}
+
+Deck read_deck(const std::string& path, std::span<const std::string> overrides,
+               const std::string& deepspeed) {
+  std::vector<std::string> of_deck(overrides.begin(), overrides.end());
+  std::vector<std::string> of_engine;
+  if (!deepspeed.empty()) of_engine = take_engine_overrides(of_deck);
+  JsonReader json = JsonReader::parse_file(path, of_deck);
   Deck deck;
   deck.text = json.dump();
   // For people; `ranks` is what the deck was written for, any number works.
@@ -161,7 +192,13 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides) 
   read_data(json.object("data"), std::filesystem::path(path).parent_path(), deck);
   read_training(json.object("training"), deck);
   solve_vocabulary(path, deck);
-  deck.engine = Config::read(json.object("engine"));
+  if (deepspeed.empty()) {
+    deck.engine = Config::read(json.object("engine"), training_values(json));
+  } else {
+    JsonReader engine = JsonReader::parse_file(deepspeed, of_engine);
+    deck.text += engine.dump();
+    deck.engine = Config::read(std::move(engine), deck_values(json));
+  }
   // The head reads the tied embedding and the final norm at once.
   if (deck.engine.slots < gpt::Gpt::slots_needed) {
     raise<ConfigError>(

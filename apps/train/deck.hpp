@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/json_reader.hpp>
 #include <mics/engine/config.hpp>
 
 #include <data/token_sequence.hpp>
@@ -44,8 +45,16 @@ struct Deck {
 
 /// Reads and checks a deck. Local; the same result on every rank that has the same file.
 /// \param overrides  `key.inner=value`
+/// \param deepspeed  a file of DeepSpeed's keys that replaces the `engine` section, with the
+///                   overrides of it; "auto" there stands for the deck's values. Empty: none
 /// \throws ConfigError for a missing file, a syntax error, an unknown key, a wrong value
-[[nodiscard]] Deck read_deck(const std::string& path, std::span<const std::string> overrides);
+[[nodiscard]] Deck read_deck(const std::string& path, std::span<const std::string> overrides,
+                             const std::string& deepspeed = {});
+
+/// What "auto" stands for in a deck's own `engine` section: values of `training`.
+[[nodiscard]] DeckValues training_values(JsonReader& deck);
+/// What "auto" stands for in a file beside the deck: the same, and the `engine` section.
+[[nodiscard]] DeckValues deck_values(JsonReader& deck);
 
 /// The batch that the configuration means on `ranks` ranks, of a size that their memory may hold.
 /// \throws ConfigError if its sizes contradict each other, or there is nothing to train on

@@ -71,6 +71,13 @@ LossUnit loss_unit(data::TokenFormat format) {
   return {"nats/token", "nats_per_token", 1};
 }
 
+// What the command line says.
+struct Arguments {
+  std::string deck;
+  std::string deepspeed;
+  std::vector<std::string> overrides;
+};
+
 // Everything that a run reads, the same on every rank.
 struct Inputs {
   Deck deck;
@@ -78,12 +85,11 @@ struct Inputs {
   std::unique_ptr<data::TokenCorpus> corpus;
 };
 
-Inputs read_inputs(const Session& session, const std::string& path,
-                   const std::vector<std::string>& overrides) {
+Inputs read_inputs(const Session& session, const Arguments& arguments) {
   const auto world = comm::Communicator::duplicate(session.world());
   Inputs inputs;
   comm::agree(world, [&] {
-    inputs.deck = read_deck(path, overrides);
+    inputs.deck = read_deck(arguments.deck, arguments.overrides, arguments.deepspeed);
     inputs.batch = solve_batch(inputs.deck.engine, session.size());
     inputs.deck.engine.accumulation_steps = inputs.batch.micro_steps;
   });
@@ -144,6 +150,7 @@ class Trainer {
       }
     });
     engine_.sum({&peak_flops_, 1});
+    // A schedule of the configuration takes the place of the deck's own.
     if (deck_.engine.schedule.kind == ScheduleKind::constant) {
       engine_.set_learning_rates(learning_rates(deck_));
     }
@@ -233,6 +240,10 @@ class Trainer {
       const int n = gpt::peak_extent;
       std::cout << "measured: products of " << n << " x " << n << " matrices of "
                 << (deck_.engine.compute == DType::fp64 ? "fp64" : "fp32") << "\n";
+    }
+    if (deck_.engine.schedule.kind != ScheduleKind::constant) {
+      std::cout << "note: learning rates follow " << deck_.engine.source
+                << "scheduler, not the deck's training section\n";
     }
     for (const KeyNote& note : deck_.engine.report.with(KeyFate::without_effect)) {
       std::cout << "note: " << deck_.engine.source << note.key
@@ -396,8 +407,7 @@ class Trainer {
   report::MetricsWriter metrics_;
 };
 
-int train(const Session& session, const std::string& path,
-          const std::vector<std::string>& overrides) {
+int train(const Session& session, const Arguments& arguments) {
   const auto tell = [](const std::exception& error) {
     // One line, whatever a name in it holds.
     std::string line = error.what();
@@ -411,7 +421,7 @@ int train(const Session& session, const std::string& path,
   std::optional<LastWords> last_words;
   try {
     last_words.emplace(session.world());
-    inputs.emplace(read_inputs(session, path, overrides));
+    inputs.emplace(read_inputs(session, arguments));
     trainer.emplace(session, *inputs);
   } catch (const std::exception& error) {
     if (session.is_root()) tell(error);
@@ -442,19 +452,15 @@ int train(const Session& session, const std::string& path,
 }  // namespace
 
 void add_train(CLI::App& app, const Session& session, Action& action) {
-  struct Arguments {
-    std::string deck;
-    std::vector<std::string> overrides;
-  };
   const auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("train", "Train the model that a deck describes");
   command->add_option("deck", arguments->deck, "JSON file with comments")->required();
+  command->add_option("--deepspeed", arguments->deepspeed,
+                      "DeepSpeed's JSON in place of the deck's engine section");
   command->add_option("overrides", arguments->overrides,
                       "key.inner=value: replaces a value of the deck");
   command->callback([&session, &action, arguments] {
-    action = [&session, arguments] {
-      return train(session, arguments->deck, arguments->overrides);
-    };
+    action = [&session, arguments] { return train(session, *arguments); };
   });
 }
 

@@ -87,6 +87,14 @@ CASES = [
     command("unknown_subcommand", r"^mics: .*\btrian\b.*; try mics", "trian", DECK),
     command("unknown_option", r"^mics: .*--fast; try mics", "train", DECK, "--fast"),
     command("no_deck", r"^mics: .*deck is required; try mics", "train"),
+    command("no_config_command", r"^mics: .*subcommand is required; try mics", "config", ranks=(1,)),
+    command("no_config_file", r"^mics: .*file is required; try mics", "config", "explain", ranks=(1,)),
+    command("config_missing", r"^mics config explain: .*/gone\.json: expected a file that can be read",
+            "config", "explain", FOLDER / "gone.json"),
+    command("config_syntax", r"^mics config explain: .*/text\.txt:1: expected valid JSON",
+            "config", "explain", FOLDER / "text.txt", ranks=(1,)),
+    command("deepspeed_missing", r"/gone\.json: expected a file that can be read",
+            "train", DECK, "--deepspeed", FOLDER / "gone.json"),
     override("word_without_equals", r'argument "steps": expected key\.inner=value', "steps"),
     override("word_without_key", r'argument "=3": expected key\.inner=value', "=3", ranks=(1,)),
     override("word_unknown", r'training\.setps: expected a known key, .*"steps"\?', "training.setps=3"),
@@ -113,6 +121,11 @@ CASES = [
          ranks=(1,)),
     deck("deck_deep_array", r"deck\.json", '{"model": ' + "[" * 200000 + "]" * 200000 + "}", ranks=(1,)),
     deck("deck_deep_object", r"deck\.json", '{"model": ' * 100000 + "1" + "}" * 100000, ranks=(1,)),
+    deck("deck_zero_byte", r"deck\.json:2: expected valid JSON, found a zero byte", b"{}\n\0{", ranks=(1,)),
+    override("word_deep", r"deck\.json: expected at most 64 levels of nesting, found more",
+             "model" + ".x" * 10000 + "=1", ranks=(1,)),
+    override("word_deep_value", r"deck\.json: expected at most 64 levels of nesting, found more",
+             "model=" + "[" * 10000 + "]" * 10000, ranks=(1,)),
     # Its syntax: the line where it goes wrong.
     syntax("no_colon", 3, '{\n "purpose": "a",\n "expected" "b"\n}\n'),
     syntax("no_comma", 3, '{\n "purpose": "a"\n "expected": "b"\n}\n'),
@@ -314,7 +327,7 @@ class BadInput(unittest.TestCase):
         lines = [line for line in result.stderr.split("\n") if line]
         self.assertEqual(len(lines), 1, "expected one line on standard error" + output)
         line = lines[0]
-        self.assertRegex(line, r"^mics( train)?: \S", output)
+        self.assertRegex(line, r"^mics( train| config explain)?: \S", output)
         self.assertRegex(line, expects, output)
         self.assertNotEqual(result.status, 0, output)
         self.assertLessEqual(len(line), LONGEST_LINE, "a line that nobody can read")

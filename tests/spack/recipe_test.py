@@ -34,6 +34,7 @@ VARIANTS = {
     "MICS_ENABLE_TESTS": "tests",
     "MICS_ENABLE_APPS": "apps",
     "MICS_ENABLE_NCCL": "cuda",
+    "MICS_FUZZ": False,
     "MICS_SANITIZE": False,
     "MICS_WARNINGS_AS_ERRORS": False,
 }

@@ -338,30 +338,32 @@ JsonReader JsonReader::object(const std::string& key) {
   return JsonReader(std::move(inner));
 }
 
-std::vector<JsonReader::UnknownKey> JsonReader::unknown_keys() const {
-  constexpr std::size_t longest_word = 64;
-  std::vector<UnknownKey> result;
+std::vector<std::string> JsonReader::unknown_keys() const {
+  std::vector<std::string> result;
   for (const auto& [key, value] : impl_->value.items()) {
-    if (impl_->asked.contains(key)) continue;
-    std::string nearest;
-    std::size_t distance = std::max<std::size_t>(2, key.size() / 3) + 1;
-    for (const std::string& candidate : impl_->asked) {
-      if (key.size() > longest_word) break;
-      const std::size_t d = edit_distance(key, candidate);
-      if (d < distance) {
-        distance = d;
-        nearest = candidate;
-      }
-    }
-    result.push_back(
-        {key, nearest.empty() ? "remove it" : "did you mean " + in_quotes(nearest) + "?"});
+    if (!impl_->asked.contains(key)) result.push_back(key);
   }
   return result;
 }
 
+std::string JsonReader::remedy_for(const std::string& key) const {
+  constexpr std::size_t longest_word = 64;
+  std::string nearest;
+  std::size_t distance = std::max<std::size_t>(2, key.size() / 3) + 1;
+  for (const std::string& candidate : impl_->asked) {
+    if (key.size() > longest_word) break;
+    const std::size_t d = edit_distance(key, candidate);
+    if (d < distance) {
+      distance = d;
+      nearest = candidate;
+    }
+  }
+  return nearest.empty() ? "remove it" : "did you mean " + in_quotes(nearest) + "?";
+}
+
 void JsonReader::finish() const {
-  for (const auto& [key, remedy] : unknown_keys()) {
-    refuse(where(key), "a known key", in_quotes(printable(key)), remedy);
+  for (const std::string& key : unknown_keys()) {
+    refuse(where(key), "a known key", in_quotes(printable(key)), remedy_for(key));
   }
 }
 

@@ -63,12 +63,10 @@ class JsonReader {
   /// An object; an empty one if the key is not there.
   [[nodiscard]] JsonReader object(const std::string& key);
 
-  /// A key that was not asked for, and what its writer can do.
-  struct UnknownKey {
-    std::string key;
-    std::string remedy;  ///< names the likeliest meant of those that were asked for
-  };
-  [[nodiscard]] std::vector<UnknownKey> unknown_keys() const;
+  /// Keys that were not asked for, sorted.
+  [[nodiscard]] std::vector<std::string> unknown_keys() const;
+  /// What the writer of an unknown key can do: names the likeliest meant of those asked for.
+  [[nodiscard]] std::string remedy_for(const std::string& key) const;
   /// \throws ConfigError naming the first of `unknown_keys`
   void finish() const;
 

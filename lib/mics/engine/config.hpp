@@ -102,8 +102,8 @@ struct Config {
   /// The same from an object that was read already: a section of a larger deck.
   [[nodiscard]] static Config read(JsonReader json);
   [[nodiscard]] static Config read(JsonReader json, const DeckValues& deck);
-  /// `read` to the end whatever is refused: `report` lists all of it, and the fields concerned keep
-  /// their defaults. Throws nothing of its own.
+  /// `read` to the end whatever is refused: `report` lists all of it. If it is not usable, neither
+  /// is the configuration. Throws nothing of its own.
   [[nodiscard]] static Config explain(JsonReader json, const DeckValues& deck);
 
   /// \throws ConfigError for values that can never work: a NaN, no slots, a 16-bit master

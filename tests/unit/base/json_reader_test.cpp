@@ -62,8 +62,9 @@ TEST(JsonReaderTest, NamesFileAndKeyOfAWrongType) {
   auto json = JsonReader::parse(R"({"a": {"n": "six", "m": 2.5, "x": [1], "b": 1}})", "deck.json");
   auto a = json.object("a");
 
-  EXPECT_NE(refusal([&] { static_cast<void>(a.integer("n")); })
-                .find("deck.json: a.n: expected an integer, found \"six\""),
+  EXPECT_NE(refusal([&] {
+              static_cast<void>(a.integer("n"));
+            }).find("deck.json: a.n: expected an integer, found \"six\""),
             std::string::npos);
   EXPECT_NE(refusal([&] { static_cast<void>(a.integer("m")); }).find("found 2.5"),
             std::string::npos);
@@ -75,8 +76,9 @@ TEST(JsonReaderTest, NamesFileAndKeyOfAWrongType) {
             std::string::npos);
   EXPECT_NE(refusal([&] { static_cast<void>(a.text("missing")); }).find("found nothing"),
             std::string::npos);
-  EXPECT_NE(refusal([&] { static_cast<void>(a.integer("b", {}, 2, 4)); })
-                .find("at least 2 and at most 4, found 1"),
+  EXPECT_NE(refusal([&] {
+              static_cast<void>(a.integer("b", {}, 2, 4));
+            }).find("at least 2 and at most 4, found 1"),
             std::string::npos);
 }
 
@@ -138,9 +140,72 @@ TEST(JsonReaderTest, RefusesOverridesWithoutAPlace) {
             std::string::npos);
 }
 
+TEST(JsonReaderTest, ListsKeysAndShowsValues) {
+  auto json = JsonReader::parse(
+      R"({"b": 1, "a": {"x": [1, 2]}, "c": null, "long": ")" + std::string(100, 'x') + "\"}",
+      "deck.json");
+
+  EXPECT_EQ(json.keys(), (Strings{"a", "b", "c", "long"}));
+  EXPECT_TRUE(json.is_object("a"));
+  EXPECT_FALSE(json.is_object("b"));
+  EXPECT_FALSE(json.is_object("missing"));
+  EXPECT_EQ(json.shown("a"), R"({"x":[1,2]})");
+  EXPECT_EQ(json.shown("c"), "null");
+  EXPECT_EQ(json.shown("missing"), "null");
+  EXPECT_EQ(json.shown("long").size(), 63U) << "cut";
+  EXPECT_EQ(json.unknown_keys(), (Strings{"c", "long"})) << "is_object asks, the others do not";
+  EXPECT_EQ(json.remedy_for("mising"), "did you mean \"missing\"?");
+}
+
+TEST(JsonReaderTest, CutsNoCharacterInTwo) {
+  std::string text;
+  for (int i = 0; i < 40; ++i) text += "\u20ac";
+  auto json = JsonReader::parse("{\"a\": \"" + text + "\"}", "deck.json");
+
+  EXPECT_EQ(json.shown("a"), '"' + text.substr(0, 57) + "...");
+}
+
+TEST(JsonReaderTest, RefusesMoreThan64Levels) {
+  const auto nested = [](std::size_t levels) {
+    return "{\"a\": " + std::string(levels, '[') + std::string(levels, ']') + "}";
+  };
+  const auto value = [&](std::size_t levels) {
+    return Strings{"a=" + std::string(levels, '[') + std::string(levels, ']')};
+  };
+  std::string path = "a";
+  for (int i = 0; i < 100; ++i) path += ".a";
+
+  EXPECT_EQ(refusal_of(nested(60)), "nothing was refused");
+  EXPECT_NE(refusal_of(nested(100'000)).find("at most 64 levels"), std::string::npos);
+  EXPECT_EQ(refusal_of("{}", value(60)), "nothing was refused");
+  EXPECT_NE(refusal_of("{}", value(100'000)).find("at most 64 levels"), std::string::npos);
+  EXPECT_NE(refusal_of("{}", {path + "=1"}).find("at most 64 levels"), std::string::npos);
+}
+
+TEST(JsonReaderTest, RefusesAZeroByteWhereverItStands) {
+  EXPECT_NE(
+      refusal_of(std::string("{}\n\0{", 5)).find("deck.json:2: expected valid JSON, found a zero"),
+      std::string::npos);
+}
+
+TEST(JsonReaderTest, RefusesDuplicateKeysOfAnOverride) {
+  EXPECT_NE(refusal_of("{}", {R"(a={"b": 1, "b": 2})"}).find("two values of \"b\""),
+            std::string::npos);
+}
+
+TEST(JsonReaderTest, KeysPrintOnOneShortLine) {
+  auto json = JsonReader::parse(R"({"a\nb": 1})", "deck.json");
+  EXPECT_EQ(json.where("a\nb"), "deck.json: a\\nb");
+  EXPECT_LT(json.where(std::string(100'000, 'x')).size(), 100U);
+
+  auto large = JsonReader::parse("{\"" + std::string(1'000'000, 'x') + "\": 1}", "deck.json");
+  static_cast<void>(large.has("slots"));
+  EXPECT_LT(refusal([&] { large.finish(); }).size(), 400U);
+}
+
 TEST(JsonReaderTest, RefusesAFileThatIsMissingOrEmpty) {
-  const std::string line = refusal(
-      [] { static_cast<void>(JsonReader::parse_file("/nonexistent/deck.json")); });
+  const std::string line =
+      refusal([] { static_cast<void>(JsonReader::parse_file("/nonexistent/deck.json")); });
 
   EXPECT_NE(line.find("/nonexistent/deck.json: expected a file that can be read"),
             std::string::npos)

@@ -40,6 +40,9 @@ struct Idle {
   std::string_view reason;
 };
 
+// A file with more keys that are none is something else; its first ones say enough.
+constexpr std::size_t most_unknown = 1000;
+
 // One object of the file. Every key that it holds becomes one note, or one for each key within.
 class Section {
  public:
@@ -80,6 +83,10 @@ class Section {
   void boolean(const std::string& key, bool& field, const std::string& meaning,
                const std::optional<bool>& deck = {}) {
     value(key, field, deck, meaning, [&] { return json_.boolean(key); });
+    KeyNote* noted = find(key);
+    if (noted != nullptr && noted->value == "false" && noted->fate == KeyFate::honoured) {
+      noted->text += ": no";
+    }
   }
   void integer(const std::string& key, std::int64_t& field, const std::string& meaning,
                std::int64_t lowest, std::int64_t highest,
@@ -120,7 +127,7 @@ class Section {
   }
   // Keys that were not asked for so far.
   void rest_without_effect(const std::string& reason) {
-    for (const auto& unknown : json_.unknown_keys()) without_effect(unknown.key, reason);
+    for (const std::string& key : json_.unknown_keys()) without_effect(key, reason);
   }
 
   // A switch of something that mics does not do and that would change the numbers.
@@ -152,8 +159,17 @@ class Section {
 
   // Nothing is ignored: what nobody asked for is refused, null is no value.
   void finish() {
-    for (const auto& [key, remedy] : json_.unknown_keys()) {
-      guard(key, [&] { refuse(where(key), "a known key", in_quotes(name_of(key)), remedy); });
+    const std::vector<std::string> unknown = json_.unknown_keys();
+    for (std::size_t i = 0; i < unknown.size(); ++i) {
+      const std::string& key = unknown[i];
+      const std::string others = std::to_string(unknown.size() - i) + " keys that are none";
+      const bool stops = i == most_unknown && i + 1 < unknown.size();
+      guard(key, [&] {
+        refuse(where(key), stops ? "known keys" : "a known key",
+               stops ? others : in_quotes(name_of(key)),
+               stops ? "this is no configuration" : json_.remedy_for(key));
+      });
+      if (stops) break;
     }
     for (const std::string& key : json_.keys()) {
       if (!json_.has(key) && find(key) == nullptr) note(key, KeyFate::honoured, "no value");
@@ -408,8 +424,15 @@ void read_warmup(Section& params, ScheduleConfig& schedule, const Config& config
       schedule.warmup_max_lr = config.optimizer.learning_rate;
     }
     params.number("warmup_min_lr", schedule.warmup_min_lr, "rate at the start");
-    params.number("warmup_max_lr", schedule.warmup_max_lr, "rate after the warm-up",
-                  config.optimizer.learning_rate);
+    params.honour("warmup_max_lr", [&]() -> std::string {
+      const std::string meaning = "rate after the warm-up";
+      if (params.json().is_auto("warmup_max_lr")) {
+        schedule.warmup_max_lr = config.optimizer.learning_rate;
+        return meaning + ": " + text_of(schedule.warmup_max_lr) + ", the optimizer's";
+      }
+      schedule.warmup_max_lr = params.json().number("warmup_max_lr");
+      return meaning;
+    });
   }
   params.integer("warmup_num_steps", schedule.warmup_num_steps, "steps of the warm-up", 0,
                  most_steps, deck.warmup_steps);
@@ -996,6 +1019,8 @@ void note_defaults(Config& config) {
   const auto given = [&](std::string_view key) {
     const auto& keys = config.report.keys;
     return std::any_of(keys.begin(), keys.end(), [key](const KeyNote& note) {
+      if (note.value == "null") return false;
+      if (note.value == "\"auto\"" && note.text.ends_with(", the default")) return false;
       return note.key == key || note.key.starts_with(std::string(key) + '.');
     });
   };

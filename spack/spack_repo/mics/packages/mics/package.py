@@ -70,6 +70,7 @@ class Mics(CMakePackage, CudaPackage):
             self.define_from_variant("MICS_ENABLE_APPS", "apps"),
             self.define_from_variant("MICS_ENABLE_TESTS", "tests"),
             self.define_from_variant("MICS_ENABLE_NCCL", "cuda"),
+            self.define("MICS_FUZZ", False),
             self.define("MICS_SANITIZE", False),
             self.define("MICS_WARNINGS_AS_ERRORS", False),
         ]
