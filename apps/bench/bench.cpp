@@ -103,6 +103,14 @@ void add_bench(CLI::App& app, const Session& session, Action& action) {
                   bench::run_optimizer, {512 * mib});
   add_pairs(optimizer);
 
+  const Command checks =
+      add_command(*bench, session, action,
+                  {"checks", "Comparisons between ranks beside the step that they guard",
+                   "Bytes of a unit; sixteen units are trained"},
+                  bench::run_checks, {mib});
+  add_pairs(checks);
+  add_engine_options(checks);
+
   const Command memory =
       add_command(*bench, session, action,
                   {"memory", "Peak resident memory of a training run beside its plan",

@@ -31,6 +31,8 @@ struct Options {
 [[nodiscard]] int run_collectives(const Session& session, const Options& options);
 /// The optimizer's kernel and the norm beside memcpy.
 [[nodiscard]] int run_optimizer(const Session& session, const Options& options);
+/// The time that a step spends on comparing ranks beside the whole step.
+[[nodiscard]] int run_checks(const Session& session, const Options& options);
 /// Resident memory of a training run beside its plan.
 [[nodiscard]] int run_memory(const Session& session, const Options& options);
 

@@ -71,8 +71,9 @@ struct Config {
   double gradient_predivide_factor = 1;
   bool prescale_gradients = false;
 
-  /// Steps between comparisons of what replicas hold in common; 0: never.
-  std::int64_t replica_check_every = 0;
+  /// Steps between comparisons of what replicas hold in common; 0: never. One comparison reads the
+  /// state once: about the time of an optimizer's step.
+  std::int64_t replica_check_every = 1000;
   ReplicaCheck replica_action = ReplicaCheck::abort;
 
   std::uint64_t seed = 42;
