@@ -75,7 +75,9 @@ void train(Engine& engine, const std::vector<Layer>& layers) {
 void measure(const Session& session, const Options& options, std::int64_t bytes, Results& results) {
   const Config config = engine_config(options);
   // AdamW in fp32 keeps weight, two moments and the summed gradient of each element of a shard.
-  const std::int64_t elements = bytes / 16 * config.shard_size_for(session.size());
+  const std::int64_t elements =
+      bytes / 16 *
+      config.shard_size_for(std::vector<int>(static_cast<std::size_t>(session.size()), 0));
   Model model;
   std::vector<Layer> layers;
   for (int i = 0; i < layer_count; ++i) {

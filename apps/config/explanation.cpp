@@ -80,7 +80,10 @@ void add_refused(std::string& text, const std::vector<KeyNote>& notes) {
 std::string placement(const Config& config) {
   std::string text = "preset " + std::string(name(config.preset));
   if (config.preset == Preset::mics) {
-    text += ", " + std::to_string(config.shard_size) + " ranks a shard group";
+    text += ", " +
+            (config.shard_size == Config::one_node ? "the ranks of a node"
+                                                   : std::to_string(config.shard_size) + " ranks") +
+            " a shard group";
   }
   if (config.preset == Preset::ddp) return text;
   text += config.two_stage == Switch::on    ? ", two stages"

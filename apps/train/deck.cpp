@@ -199,6 +199,13 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides,
     deck.text += engine.dump();
     deck.engine = Config::read(std::move(engine), deck_values(json));
   }
+  if (deck.engine.gradient.value_or(deck.engine.compute) != deck.engine.compute) {
+    raise<ConfigError>({.object = deck.engine.source + "mics.gradient_dtype",
+                        .expected = "the compute dtype, " +
+                                    std::string(name(deck.engine.compute)) + ", for this model",
+                        .found = std::string(name(*deck.engine.gradient)),
+                        .remedy = "leave it out; accumulators have fp32 all the same"});
+  }
   // The head reads the tied embedding and the final norm at once.
   if (deck.engine.slots < gpt::Gpt::slots_needed) {
     raise<ConfigError>(

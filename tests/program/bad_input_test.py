@@ -236,6 +236,8 @@ CASES = [
     override("slots_zero", r"mics\.slots: expected an integer of at least 1 .*, found 0",
              "engine.mics.slots=0", ranks=(1,)),
     override("slots_too_few", r'slots.*at least 2', "engine.mics.slots=1", has_started=True),
+    override("gradient_dtype_of_its_own", r"mics\.gradient_dtype: expected the compute dtype, fp32, .*found bf16",
+             "engine.mics.gradient_dtype=bf16", has_started=True, ranks=(1,)),
     override("prefetch_huge", r"mics\.prefetch: expected .*at most 1024, found 1000000",
              "engine.mics.prefetch=1000000"),
     override("prefetch_negative", r"mics\.prefetch: expected .*at least 0 .*, found -1",

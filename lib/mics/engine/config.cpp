@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <map>
 #include <source_location>
 #include <utility>
 
@@ -188,8 +189,9 @@ std::vector<Problem> find_problems(const Config& config) {
   if (config.ranks_per_node) problems.at_least("mics.ranks_per_node", *config.ranks_per_node, 1);
   if (config.memory_budget) problems.at_least("mics.memory_budget", *config.memory_budget, 1);
   if (config.preset == Preset::mics) {
-    problems.require(config.shard_size >= 1, "mics.shard_size",
-                     "1 or more ranks for the preset mics", std::to_string(config.shard_size),
+    problems.require(config.shard_size >= 1 || config.shard_size == Config::one_node,
+                     "mics.shard_size", "1 or more ranks, or \"node\", for the preset mics",
+                     std::to_string(config.shard_size),
                      "give mics.shard_size or zero_optimization.mics_shard_size");
   }
   problems.at_least("zero_optimization.stage3_param_persistence_threshold",
@@ -303,17 +305,24 @@ Batch Config::solve_batch(int world_size) const {
   return batch;
 }
 
-int Config::shard_size_for(int world_size) const {
+int Config::shard_size_for(std::span<const int> node_of_rank) const {
+  const auto ranks = static_cast<int>(node_of_rank.size());
   switch (preset) {
     case Preset::ddp:
       return 1;
     case Preset::zero2:
     case Preset::zero3:
-      return world_size;
+      return ranks;
     case Preset::mics:
       break;
   }
-  return shard_size;
+  if (shard_size != one_node) return shard_size;
+  std::map<int, int> population;
+  for (const int node : node_of_rank) ++population[node];
+  int size = ranks;
+  for (const auto& [node, members] : population) size = std::min(size, members);
+  while (ranks % size != 0) --size;
+  return size;
 }
 
 DType Config::master_for(DType compute_dtype) const {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -45,7 +46,10 @@ struct DeckValues;
 /// Everything that an Engine can be told. The same on every rank (checked).
 struct Config {
   Preset preset = Preset::zero3;
-  int shard_size = 0;                      ///< p of preset mics; the others set it themselves
+  /// p of preset mics, or `one_node`; the other presets set it themselves.
+  int shard_size = 0;
+  /// As a shard size: the ranks of a node, or the most that divide the world where nodes differ.
+  static constexpr int one_node = INT32_MIN;
   Switch two_stage = Switch::automatic;    ///< gather and reduce inside and between nodes apart
   std::optional<int> ranks_per_node = {};  ///< overrides the discovered nodes
   std::int64_t persistence_threshold = 0;  ///< parameters of at most so many elements stay gathered
@@ -118,8 +122,9 @@ struct Config {
   /// \throws ConfigError if the three contradict each other, or there is no size of a batch
   [[nodiscard]] Batch solve_batch(int world_size) const;
 
-  /// The shard size that the preset means for `world_size` ranks; it may not fit them.
-  [[nodiscard]] int shard_size_for(int world_size) const;
+  /// The shard size that the preset means for ranks on these nodes; it may not fit them.
+  /// \param node_of_rank  labels of any kind, as many as ranks
+  [[nodiscard]] int shard_size_for(std::span<const int> node_of_rank) const;
   [[nodiscard]] DType master_for(DType compute_dtype) const;
   [[nodiscard]] DType accumulate_for(DType compute_dtype) const;
   /// What a plan needs to know of this configuration.

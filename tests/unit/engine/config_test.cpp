@@ -19,6 +19,18 @@ namespace {
 
 Config parse(const std::string& text) { return Config::parse(text, "deck.json"); }
 
+TEST(ConfigTest, ShardSizeNodeIsTheRanksOfANodeOrTheMostThatDivideTheWorld) {
+  const Config config = parse(R"({"mics": {"preset": "mics", "shard_size": "node"}})");
+  const auto size = [&](std::vector<int> nodes) { return config.shard_size_for(nodes); };
+
+  EXPECT_EQ(size({0}), 1);
+  EXPECT_EQ(size({4, 4, 9, 9}), 2);
+  EXPECT_EQ(size({0, 1, 0, 1, 0, 1}), 3);
+  EXPECT_EQ(size({0, 0, 0}), 3);
+  EXPECT_EQ(size({0, 0, 1}), 1);
+  EXPECT_EQ(size({0, 0, 0, 1, 1, 1, 1, 1}), 2);  // 3 does not divide 8
+}
+
 TEST(ConfigTest, ReadsTheKeysOfDeepSpeed) {
   const Config config = parse(R"({
     // a user's file, with comments
@@ -56,9 +68,11 @@ TEST(ConfigTest, StagesAreThePresets) {
   EXPECT_EQ(parse(R"({"zero_optimization": {"stage": 0}})").preset, Preset::ddp);
   EXPECT_EQ(parse(R"({"zero_optimization": {"stage": 2}})").preset, Preset::zero2);
   EXPECT_EQ(parse(R"({"zero_optimization": {"stage": 3}})").preset, Preset::zero3);
-  EXPECT_EQ(parse(R"({"mics": {"preset": "mics", "shard_size": 2}})").shard_size_for(8), 2);
-  EXPECT_EQ(parse(R"({"mics": {"preset": "ddp"}})").shard_size_for(8), 1);
-  EXPECT_EQ(parse(R"({"mics": {"preset": "zero2"}})").shard_size_for(8), 8);
+  const std::vector<int> one_node_of_8(8, 0);
+  EXPECT_EQ(parse(R"({"mics": {"preset": "mics", "shard_size": 2}})").shard_size_for(one_node_of_8),
+            2);
+  EXPECT_EQ(parse(R"({"mics": {"preset": "ddp"}})").shard_size_for(one_node_of_8), 1);
+  EXPECT_EQ(parse(R"({"mics": {"preset": "zero2"}})").shard_size_for(one_node_of_8), 8);
 }
 
 TEST(ConfigTest, AutoLeavesTheValueToTheDeckAndNullIsNoValue) {

@@ -764,13 +764,17 @@ void read_own(Section& own, Config& config) {
     return "where state lives, whatever the stage says";
   });
   own.honour("shard_size", [&]() -> std::string {
-    const auto size = static_cast<int>(json.integer("shard_size", {}, 1, INT32_MAX));
+    const bool node = json.shown("shard_size") == "\"node\"";
+    if (node) static_cast<void>(json.text("shard_size"));
+    const int size =
+        node ? Config::one_node : static_cast<int>(json.integer("shard_size", {}, 1, INT32_MAX));
     if (config.preset != Preset::mics) {
       refuse(own.where("shard_size"), "preset mics beside it",
              "preset " + std::string(name(config.preset)));
     }
     config.shard_size = size;
-    return "ranks that share one copy of the state";
+    return node ? "the ranks of a node share one copy of the state"
+                : "ranks that share one copy of the state";
   });
   const auto dtype = [&](const std::string& key, const std::string& meaning, auto set) {
     own.honour(key, [&]() -> std::string {

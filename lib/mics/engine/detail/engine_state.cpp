@@ -54,7 +54,7 @@ std::shared_ptr<const optim::Optimizer> optimizer_of(const Config& config) {
 }
 
 layout::GroupLayout make_layout(const std::vector<int>& nodes, const Config& config) {
-  return layout::GroupLayout::make(nodes, config.shard_size_for(static_cast<int>(nodes.size())));
+  return layout::GroupLayout::make(nodes, config.shard_size_for(nodes));
 }
 
 Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& config) {
@@ -222,8 +222,8 @@ void EngineState::allocate() {
     operations_.know({Purpose::gather, name, buffer_bytes(b)});
     if (!flat(b).trainable) continue;
     operations_.know({Purpose::hop1, name, gradient_bytes(b)});
-    operations_.know({Purpose::hop2, name,
-                      flat(b).flat.shard_count() * bytes_of(plan_.sum_dtype(b))});
+    operations_.know(
+        {Purpose::hop2, name, flat(b).flat.shard_count() * bytes_of(plan_.sum_dtype(b))});
   }
 
   units_.resize(static_cast<std::size_t>(model_.units()));
