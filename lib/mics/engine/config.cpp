@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/engine/config.hpp>
-#include <mics/engine/detail/config_reader.hpp>
+#include <mics/engine/detail/config_section.hpp>
 
 #include <algorithm>
 #include <array>
@@ -16,19 +16,8 @@
 namespace mics {
 namespace {
 
-[[noreturn]] void refuse(const std::string& object, const std::string& expected,
-                         const std::string& found, const std::string& remedy = {},
-                         std::source_location where = std::source_location::current()) {
-  raise<ConfigError>({.object = object, .expected = expected, .found = found, .remedy = remedy},
-                     where);
-}
-
-// The shortest text that reads as the same number.
-std::string text_of(double value) {
-  std::array<char, 32> text{};
-  const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
-  return {text.data(), end};
-}
+using detail::refuse;
+using detail::text_of;
 
 struct Problem {
   std::string key;
