@@ -200,13 +200,21 @@ TEST(Pitfall, P01EveryRankIsCountedOnceInEveryDivision) {
                 place_by_counting(nodes, p, engine.rank()));
 
       engine.begin_micro_step({.samples = engine.rank() == 0 ? 1 : 0, .last = true});
-      backward_unit(engine, toy, 0, std::ldexp(1.0F, -engine.rank()));
+      auto scope = engine.gradient(toy.units[0]);
+      const auto dw = scope.view<float**>(toy.weight[0]);
+      const auto factor = [](std::int64_t i) { return static_cast<double>(i % 5 + 1); };
+      for (std::size_t i = 0; i < dw.size(); ++i) {
+        dw.data()[i] +=
+            static_cast<float>(std::ldexp(factor(static_cast<std::int64_t>(i)), -engine.rank()));
+      }
+      scope.reduce();
       (void)engine.step();
 
       const double sum = 2 - std::ldexp(1.0, 1 - world);  // 1 + 1/2 + 1/4 + ...
       expect_elements(
-          values_of(engine, toy.bias[0]),
-          [&](std::int64_t i) { return toy.initial(toy.bias[0], i) - sum; }, "bias");
+          values_of(engine, toy.weight[0]),
+          [&](std::int64_t i) { return toy.initial(toy.weight[0], i) - sum * factor(i); },
+          "weight");
     }
   }
   MPI_Comm_free(&backwards);
