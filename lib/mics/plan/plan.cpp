@@ -154,18 +154,29 @@ DType Plan::between_wire(int buffer) const {
 DType Plan::hop2_wire(int buffer) const { return request_.wire.value_or(sum_dtype(buffer)); }
 
 // Sums are taken in fp32 whatever travels, so only what is rounded to fp16 can overflow: gradients
-// of a wider dtype on an fp16 wire, and sums in an fp16 accumulator.
-double Plan::hop1_factor(int buffer) const {
+// of a wider dtype on an fp16 wire, sums of a node's ranks on one between nodes, and sums in an
+// fp16 accumulator.
+double Plan::hop1_addends(int buffer) const {
   const bool narrows = hop1_wire(buffer) == DType::fp16 && gradient_dtype(buffer) != DType::fp16;
+  const bool between = two_stage_ && between_wire(buffer) == DType::fp16;
+  const bool narrow_sum = sum_dtype(buffer) == DType::fp16;
   double addends = 1;
-  if (narrows || sum_dtype(buffer) == DType::fp16) addends *= layout_.shard_size();
-  if (sum_dtype(buffer) == DType::fp16) addends *= request_.micro_steps;
-  return power_of_two_below(addends) / request_.predivide;
+  if (narrows || between || narrow_sum) addends *= layout_.shard_size();
+  if (narrow_sum) addends *= request_.micro_steps;
+  return addends;
 }
 
+double Plan::hop1_factor(int buffer) const {
+  return power_of_two_below(hop1_addends(buffer)) / request_.predivide;
+}
+
+// A wide accumulator holds the sums of the shard group and of the micro-steps, which hop 2 rounds
+// to its wire: what hop 1 did not divide out of them is divided out here.
 double Plan::hop2_factor(int buffer) const {
   const bool narrow = hop2_wire(buffer) == DType::fp16 || sum_dtype(buffer) == DType::fp16;
-  return narrow ? power_of_two_below(layout_.replicas()) : 1;
+  if (!narrow || layout_.replicas() == 1) return 1;
+  const double addends = static_cast<double>(layout_.shard_size()) * request_.micro_steps;
+  return power_of_two_below(layout_.replicas() * addends / hop1_addends(buffer));
 }
 
 std::int64_t Plan::gradient_bytes(UnitId unit) const {

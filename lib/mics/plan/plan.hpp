@@ -110,6 +110,9 @@ class Plan {
   [[nodiscard]] std::string text(std::span<const UnitId> order = {}) const;
 
  private:
+  // How many addends the factor of hop 1 makes room for.
+  [[nodiscard]] double hop1_addends(int buffer) const;
+
   layout::GroupLayout layout_;
   PlanRequest request_;
   state::FlatModel flat_;
