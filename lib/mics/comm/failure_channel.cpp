@@ -2,6 +2,7 @@
 #include <mics/comm/failure_channel.hpp>
 
 #include <algorithm>
+#include <sstream>
 #include <thread>
 #include <utility>
 
@@ -17,6 +18,8 @@ constexpr std::chrono::milliseconds settling_time{100};
 constexpr std::chrono::milliseconds text_grace{2000};
 // Small enough to be sent at once by every MPI, so that a sender which ends early has been heard.
 constexpr std::size_t max_text_bytes = 2048;
+// Of the ranks that an answer holds.
+constexpr std::size_t max_named = 16;
 
 constexpr char letter_of(FailureKind kind) {
   switch (kind) {
@@ -72,7 +75,8 @@ void FailureChannel::fail(const std::string& text, FailureKind kind) noexcept {
   const bool refines = own != failures_.end() && own->second.kind == FailureKind::text_follows &&
                        kind != FailureKind::text_follows;
   if (failed() && !refines) return;
-  note(comm_.rank(), kind, text);
+  // Nobody knows more of it than the others.
+  note(comm_.rank(), kind, text.substr(0, max_text_bytes));
   for (int step = 1; step < comm_.size(); ++step) {
     send((comm_.rank() + step) % comm_.size(), letter_of(kind), text);
   }
@@ -93,11 +97,16 @@ bool FailureChannel::receive() {
   std::string text = message.substr(1);
   switch (message[0]) {
     case 'q':
-      send(from, 'a', waiting_ != nullptr ? waiting_->text() : "nothing");
+      send(from, 'a', own_answer());
       break;
-    case 'a':
-      answers_[from] = std::move(text);
+    case 'a': {
+      std::istringstream words(text);
+      Answer answer;
+      for (int rank = 0; words >> rank && rank >= 0;) answer.whom.push_back(rank);
+      std::getline(words >> std::ws, answer.operation);
+      answers_[from] = std::move(answer);
       break;
+    }
     case 'u':
       note(from, FailureKind::text_follows, std::move(text));
       break;
@@ -117,9 +126,20 @@ std::map<int, FailureChannel::Failure>::const_iterator FailureChannel::blamed() 
   return cause != failures_.end() ? cause : failures_.begin();
 }
 
-std::string FailureChannel::answer_of(int rank) const {
+// The ranks, -1 and the operation.
+std::string FailureChannel::own_answer() const {
+  std::string text;
+  if (waiting_ != nullptr && whom_) {
+    std::vector<int> whom = whom_();
+    whom.resize(std::min(whom.size(), max_named));
+    for (const int rank : whom) text += std::to_string(rank) + ' ';
+  }
+  return text + "-1 " + (waiting_ != nullptr ? waiting_->text() : "nothing");
+}
+
+const FailureChannel::Answer* FailureChannel::answer_of(int rank) const {
   const auto answer = answers_.find(rank);
-  return answer == answers_.end() ? std::string() : answer->second;
+  return answer == answers_.end() ? nullptr : &answer->second;
 }
 
 std::string FailureChannel::text() const {

@@ -11,6 +11,7 @@
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace mics::comm {
 
@@ -52,12 +53,22 @@ class FailureChannel {
   /// does. Local.
   void on_failure(std::function<void()> action) { on_failure_ = std::move(action); }
 
-  /// What this rank waits for from now on, for answers; null: nothing. Local.
-  void wait_for(const Operation* operation) noexcept { waiting_ = operation; }
+  /// What this rank waits for from now on, and for which ranks, for answers; null: nothing. Local.
+  void wait_for(const Operation* operation, std::function<std::vector<int>()> whom = {}) noexcept {
+    waiting_ = operation;
+    whom_ = std::move(whom);
+  }
   /// Asks `rank` what it waits for. Local, does not block.
-  void ask(int rank) noexcept { send(rank, 'q', {}); }
-  /// What `rank` said last, `hop 1 of layer0 (4096 bytes)`; empty if it has not answered. Local.
-  [[nodiscard]] std::string answer_of(int rank) const;
+  void ask(int rank) noexcept {
+    answers_.erase(rank);
+    send(rank, 'q', {});
+  }
+  struct Answer {
+    std::string operation;  ///< `hop 1 of layer0 (4096 bytes)`, or `nothing`
+    std::vector<int> whom;  ///< ranks that it waits for
+  };
+  /// What `rank` said last; null if it has not answered. Local.
+  [[nodiscard]] const Answer* answer_of(int rank) const;
 
   [[nodiscard]] bool failed() const noexcept { return !failures_.empty(); }
   /// What the failure said that is blamed; empty if there is none.
@@ -77,6 +88,7 @@ class FailureChannel {
     std::string text;
   };
   void send(int peer, char kind, const std::string& text) noexcept;
+  [[nodiscard]] std::string own_answer() const;
   // Handles one message; false if there is none.
   bool receive();
   void note(int rank, FailureKind kind, std::string text);
@@ -88,7 +100,8 @@ class FailureChannel {
   bool settled_ = false;
   std::function<void()> on_failure_;
   const Operation* waiting_ = nullptr;
-  std::map<int, std::string> answers_;
+  std::function<std::vector<int>()> whom_;
+  std::map<int, Answer> answers_;
   std::list<Message> sent_;  // buffers live as long as MPI may read them
 };
 

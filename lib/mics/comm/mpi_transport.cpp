@@ -27,6 +27,10 @@ constexpr std::int64_t max_staging_bytes = std::int64_t{32} << 20;
 constexpr int polls_between_checks = 64;
 // A rank that has waited so long looks for messages that it does not expect.
 constexpr std::chrono::milliseconds patience{50};
+// Longer than a busy machine keeps a process from running.
+constexpr std::chrono::milliseconds absence{500};
+// Ranks that a message about missing ones names.
+constexpr std::size_t max_asked = 16;
 
 std::byte* at(void* base, std::int64_t bytes) { return static_cast<std::byte*>(base) + bytes; }
 const std::byte* at(const void* base, std::int64_t bytes) {
@@ -74,7 +78,7 @@ class MpiTransport::Requests {
     } const waiting{failures};
     Clock::time_point started{};
     Clock::time_point next_look{};
-    bool asked = false;
+    Clock::time_point last_check{};
     for (int polls = 1;; ++polls) {
       int done = 0;
       const int status = MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
@@ -84,22 +88,24 @@ class MpiTransport::Requests {
       if (polls % polls_between_checks != 0) continue;
       failures.poll();
       const auto now = Clock::now();
+      // While this process did not run itself, say because the scheduler suspended the whole job,
+      // it cannot tell that others were late.
+      if (started != Clock::time_point{} && now - last_check > absence) started += now - last_check;
+      last_check = now;
       if (started == Clock::time_point{}) {
         started = now;
         next_look = now + patience;
-        failures.wait_for(&operation_);
+        failures.wait_for(&operation_, [this] { return missing_world_ranks(); });
       }
       if (now < next_look) continue;
       next_look = now + patience;
       look_for_other_operations();
       const auto timeout = transport_.context_.timeout;
-      if (!asked && now - started > timeout * 3 / 4) {
-        for (const int peer : missing()) failures.ask(transport_.world_rank(peer));
-        asked = true;
-      }
+      if (now - started > timeout * 3 / 4) ask_what_they_wait_for();
       if (now - started > timeout) timed_out();
     }
     check_sizes();
+    asked_.clear();
     requests_.clear();
     peers_.clear();
     expected_bytes_.clear();
@@ -118,6 +124,11 @@ class MpiTransport::Requests {
       if (requests_[i] != MPI_REQUEST_NULL) peers.insert(peers_[i]);
     }
     return peers;
+  }
+  [[nodiscard]] std::vector<int> missing_world_ranks() const {
+    std::vector<int> ranks;
+    for (const int peer : missing()) ranks.push_back(transport_.world_rank(peer));
+    return ranks;
   }
   [[nodiscard]] std::string rank_name(int peer) const {
     return "rank " + std::to_string(transport_.world_rank(peer));
@@ -180,24 +191,54 @@ class MpiTransport::Requests {
     }
   }
 
-  [[noreturn]] void timed_out() {
-    std::string who;
-    std::string they;
-    for (const int peer : missing()) {
-      who += (who.empty() ? "" : ", ") + rank_name(peer);
-      const std::string answer =
-          transport_.context_.failures->answer_of(transport_.world_rank(peer));
-      they += (they.empty() ? "" : ", ") + rank_name(peer) +
-              (answer.empty()        ? " is stopped, gone or busy outside mics"
-               : answer == "nothing" ? " waits for nothing in mics"
-                                     : " waits in " + answer);
+  // The ranks that are missing here, then those that they miss: who waits for nobody, or does not
+  // answer, is where the trouble began.
+  void ask_what_they_wait_for() {
+    FailureChannel& failures = *transport_.context_.failures;
+    const auto ask = [&](int rank) {
+      if (asked_.size() >= max_asked || rank == failures.rank()) return;
+      if (std::find(asked_.begin(), asked_.end(), rank) != asked_.end()) return;
+      asked_.push_back(rank);
+      failures.ask(rank);
+    };
+    if (asked_.empty()) {
+      for (const int rank : missing_world_ranks()) ask(rank);
     }
-    fail(
-        {.object = object(),
-         .expected = who + " within " + std::to_string(transport_.context_.timeout.count()) + " ms",
-         .found = "no message; " + they,
-         .remedy = last_operations()},
-        FailureKind::consequence);
+    for (std::size_t i = 0; i < asked_.size(); ++i) {
+      const FailureChannel::Answer* const answer = failures.answer_of(asked_[i]);
+      if (answer == nullptr) continue;
+      for (const int rank : answer->whom) ask(rank);
+    }
+  }
+
+  [[noreturn]] void timed_out() {
+    const auto names = [](const std::vector<int>& ranks) {
+      std::string text;
+      for (std::size_t i = 0; i < std::min(ranks.size(), max_asked); ++i) {
+        text += (i == 0 ? "rank " : ", rank ") + std::to_string(ranks[i]);
+      }
+      if (ranks.size() <= max_asked) return text;
+      return text + " and " + std::to_string(ranks.size() - max_asked) + " more";
+    };
+    std::string they;
+    for (const int rank : asked_) {
+      const FailureChannel::Answer* const answer = transport_.context_.failures->answer_of(rank);
+      they += (they.empty() ? "" : ", ") + names({rank});
+      if (answer == nullptr) {
+        they += " is stopped, gone or busy outside mics";
+      } else if (answer->operation == "nothing") {
+        they += " waits for nothing in mics";
+      } else {
+        they += " waits in " + answer->operation;
+        if (!answer->whom.empty()) they += " for " + names(answer->whom);
+      }
+    }
+    fail({.object = object(),
+          .expected = names(missing_world_ranks()) + " within " +
+                      std::to_string(transport_.context_.timeout.count()) + " ms",
+          .found = "no message; " + they,
+          .remedy = last_operations()},
+         FailureKind::consequence);
   }
 
   void check_sizes() {
@@ -232,6 +273,7 @@ class MpiTransport::Requests {
   std::vector<MPI_Status> statuses_;
   std::vector<int> peers_;
   std::vector<int> expected_bytes_;  // -1 for sends
+  std::vector<int> asked_;           // what they wait for: ranks of the engine
 };
 
 class MpiTransport::DirectGather final : public PendingCollective {

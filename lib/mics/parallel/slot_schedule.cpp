@@ -101,6 +101,11 @@ int SlotSchedule::victim(std::int64_t needed_before) const {
 }
 
 SlotSchedule::Acquired SlotSchedule::acquire(int unit) {
+  // A refused call leaves no trace: the caller may go on, and other ranks may not have made it.
+  if (slot_of(unit) < 0 &&
+      std::all_of(slots_.begin(), slots_.end(), [](const Slot& s) { return s.leases > 0; })) {
+    return {};
+  }
   ++clock_;
   if (in_pass_) {
     recorded_.push_back(unit);
@@ -122,7 +127,6 @@ SlotSchedule::Acquired SlotSchedule::acquire(int unit) {
       // Kept slots are a hint, open leases are not.
       const auto kept = std::find_if(slots_.begin(), slots_.end(),
                                      [](const Slot& slot) { return slot.leases == 0; });
-      if (kept == slots_.end()) return result;
       result.slot = static_cast<int>(kept - slots_.begin());
     }
     result.fetch = true;

@@ -139,10 +139,13 @@ const Execution& EngineState::require_host(const Execution& exec) {
 }
 
 EngineState::~EngineState() {
+  if (std::uncaught_exceptions() > exceptions_) {
+    // The others would wait for this rank; what a lease or a scope announced has no better text.
+    fail(failures_.failed() ? failures_.text() : "an exception ended the engine",
+         comm::FailureKind::cause);
+  }
   if (failures_.failed()) {
-    // A peer may still read from the arena, and freeing communicators needs every rank.
-    arena_.leak();
-    world_.abandon();
+    leave_behind();
     return;
   }
   watchdog_ = watch("destruction of the engine", config_, world_.native());
@@ -153,6 +156,13 @@ EngineState::~EngineState() {
       warn(error.what());
     }
   }
+  if (failures_.failed()) leave_behind();
+}
+
+// A peer may still read from the arena, and freeing communicators needs every rank.
+void EngineState::leave_behind() {
+  arena_.leak();
+  world_.abandon();
 }
 
 void EngineState::warn(std::string_view line) const {

@@ -16,6 +16,7 @@
 #include <mics/state/arena.hpp>
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <string>
@@ -126,6 +127,7 @@ class EngineState {
   [[nodiscard]] std::unique_ptr<comm::Watchdog> watch(const char* what, const Config& config,
                                                       MPI_Comm comm) const;
   static const Execution& require_host(const Execution& exec);
+  void leave_behind();
   void allocate();
   void initialize();
   void check_unit(UnitId unit) const;
@@ -178,7 +180,8 @@ class EngineState {
   void wait_for(std::vector<Execution>& users, const char* reason);
 
   LogSink log_;
-  std::unique_ptr<comm::Watchdog> watchdog_;  // during construction
+  int exceptions_ = std::uncaught_exceptions();  // in flight when the engine was built
+  std::unique_ptr<comm::Watchdog> watchdog_;     // during construction
   comm::Communicator world_;
   comm::FailureChannel failures_;
   comm::OperationLog operations_;
@@ -207,9 +210,10 @@ class EngineState {
   Phase phase_ = Phase::idle;
   bool last_announced_ = false;
   bool reported_departure_ = false;
-  std::size_t next_hop2_ = 0;  // position in the plan's order
-  std::int64_t samples_ = 0;   // local, of this step
-  double loss_ = 0;            // local, of this step
+  std::size_t next_hop2_ = 0;     // position in the plan's order
+  std::int64_t samples_ = 0;      // local, of this step
+  std::int64_t micro_steps_ = 0;  // opened so far; same in the shard group
+  double loss_ = 0;               // local, of this step
   double loss_scale_ = 1;
   std::int64_t steps_ = 0;  // taken, without skipped ones; same on all ranks
   std::int64_t calls_ = 0;  // of step()

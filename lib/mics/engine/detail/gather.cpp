@@ -64,6 +64,7 @@ void EngineState::begin_micro_step(const MicroStep& micro_step) {
   phase_ = Phase::micro_step;
   last_announced_ = micro_step.last;
   samples_ += micro_step.samples;
+  ++micro_steps_;
   schedule_.begin(parallel::Pass::training);
 }
 

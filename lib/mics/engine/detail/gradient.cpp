@@ -91,17 +91,20 @@ void EngineState::close_gradient(UnitId unit, const std::vector<Execution>& user
   require_alive();
   Unit& here = at(unit);
   --here.open_scopes;
+  here.deferred = here.deferred || !reduce;
+  const bool ends = reduce && here.open_scopes == 0;
   const int index = gradient_slot_of(unit.value);
   if (index < 0) {
     // Only persistent parameters: they are reduced at the end of the micro-step.
     for (const Execution& user : users) user.fence("mics: gradients are written");
-    here.reduced = here.reduced || (reduce && here.open_scopes == 0);
+    if (!ends) return;
+    here.deferred = false;
+    here.reduced = true;
     return;
   }
   GradientSlot& slot = gradient_slots_[static_cast<std::size_t>(index)];
   slot.writers.insert(slot.writers.end(), users.begin(), users.end());
-  here.deferred = here.deferred || !reduce;
-  if (here.open_scopes > 0 || !reduce) return;
+  if (!ends) return;
 
   here.deferred = false;
   if (config_.debug || !schedule_.following()) require_same_unit("reduce", unit);
@@ -167,14 +170,14 @@ void EngineState::advance_hop2(bool all) {
 
 void EngineState::finish_micro_step() {
   for (int u = 0; u < model_.units(); ++u) {
-    Unit& unit = at(UnitId{u});
+    const Unit& unit = at(UnitId{u});
     if (unit.open_scopes > 0 || unit.deferred) {
       raise<StateError>({.object = "gradient of unit " + unit_name(UnitId{u}),
                          .expected = "reduce() before the micro-step ends",
                          .found = unit.open_scopes > 0 ? "an open scope" : "a deferred one"});
     }
-    unit.reduced = false;
   }
+  for (Unit& unit : units_) unit.reduced = false;
   for (const int b : plan_.flat().persistent_buffers()) {
     Buffer& buffer = at(b);
     if (!buffer.touched) continue;

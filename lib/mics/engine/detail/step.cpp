@@ -25,10 +25,15 @@ void EngineState::require_same_history(std::span<const std::uint64_t> all, const
   const auto other =
       std::find_if(all.begin(), all.end(), [=](std::uint64_t theirs) { return theirs != mine; });
   if (other == all.end()) return;
+  const layout::GroupLayout& layout = plan_.layout();
+  const layout::Place& here = layout.place(world_.rank());
+  const auto member = static_cast<int>(other - all.begin());
+  const int rank = &transport == &groups_.shard() ? layout.rank_of(here.group, member)
+                                                  : layout.rank_of(member, here.shard);
   failures_.fail(format_error(
       {.object = "operations of this step on rank " + std::to_string(world_.rank()),
        .expected = std::string("the same in the same order on every rank of the ") + group,
-       .found = "others on its rank " + std::to_string(other - all.begin()),
+       .found = "others on rank " + std::to_string(rank),
        .remedy = "make the same calls on all ranks; last operations here: " + operations_.tail(8)},
       std::source_location::current()));
   failures_.poll();
@@ -54,7 +59,7 @@ EngineState::Totals EngineState::exchange_totals(std::vector<std::uint8_t>& cont
     const Operation operation{Purpose::norm, "gradient norm", sizeof(Message)};
     local.history =
         hash_combine(hash_combine(groups_.gather().fingerprint(), groups_.reduce().fingerprint()),
-                     shard.fingerprint());
+                     hash_combine(shard.fingerprint(), static_cast<std::uint64_t>(micro_steps_)));
     operations_.record(operation);
     std::vector<Message> all(static_cast<std::size_t>(shard.size()));
     shard.all_gather_small(&local, all.data(), sizeof(Message), operation);
