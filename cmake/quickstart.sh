@@ -28,6 +28,8 @@ packages=(
   "libkokkos-dev 4.6"
   "libopenmpi-dev -"
   "openmpi-bin -"
+  "libhdf5-dev 1.10.7"
+  "libisal-dev 2.29"
   "nlohmann-json3-dev 3.10"
   "libcli11-dev 2.1"
   "libopenblas-dev -"

@@ -18,6 +18,8 @@ SPACK_NAMES = {
     "Kokkos": "kokkos",
     "MPI": "mpi",
     "nlohmann_json": "nlohmann-json",
+    "HDF5": "hdf5",
+    "ISAL": "isa-l",
     "NCCL": "nccl",
     "GTest": "googletest",
     "CLI11": "cli11",
@@ -42,6 +44,8 @@ VARIANTS = {
 DEBIAN_NAMES = {
     "libkokkos-dev": "Kokkos",
     "nlohmann-json3-dev": "nlohmann_json",
+    "libhdf5-dev": "HDF5",
+    "libisal-dev": "ISAL",
     "libcli11-dev": "CLI11",
     "libgtest-dev": "GTest",
 }
@@ -208,7 +212,7 @@ class RecipeTest(unittest.TestCase):
             ("cuda", "+cuda"),
         ):
             self.assertEqual(self.recipe.condition_of(name), [variant], name)
-        for name in ("kokkos", "mpi", "nlohmann-json"):
+        for name in ("kokkos", "mpi", "nlohmann-json", "hdf5", "isa-l"):
             self.assertEqual(self.recipe.condition_of(name), [], name)
 
     def test_cuda(self):

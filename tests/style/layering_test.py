@@ -14,10 +14,12 @@ ALLOWED = {
     "layout": {"base"},
     "comm": {"base"},
     "state": {"base", "layout", "comm"},
+    "h5": {"base"},
+    "checkpoint": {"base", "layout", "comm", "state", "h5"},
     "parallel": {"base", "layout", "comm", "state"},
     "optim": {"base", "layout", "comm", "state", "parallel"},
     "plan": {"base", "layout", "comm", "state", "parallel"},
-    "engine": {"base", "layout", "comm", "state", "parallel", "optim", "plan"},
+    "engine": {"base", "layout", "comm", "state", "h5", "checkpoint", "parallel", "optim", "plan"},
 }
 
 # Includes that would end a layer's independence.

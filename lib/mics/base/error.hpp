@@ -40,6 +40,18 @@ class CommError : public Error {
   using Error::Error;
 };
 
+/// The environment refused: a file that cannot be written, a disk that is full, a library's error.
+class IoError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Stored data are not what they should be: damaged, incomplete, of another kind or version.
+class FormatError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// The five parts of a message. Parts left empty are left out.
 struct ErrorText {
   std::string object = {};    ///< what it is about, by name: `unit "block0"`

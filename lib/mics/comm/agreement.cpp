@@ -10,13 +10,15 @@
 namespace mics::comm {
 namespace {
 
-enum class Kind : std::int32_t { other, argument, config, state, comm, memory };
+enum class Kind : std::int32_t { other, argument, config, state, comm, memory, io, format };
 
 Kind kind_of(const std::exception& error) {
   if (dynamic_cast<const ArgumentError*>(&error) != nullptr) return Kind::argument;
   if (dynamic_cast<const ConfigError*>(&error) != nullptr) return Kind::config;
   if (dynamic_cast<const StateError*>(&error) != nullptr) return Kind::state;
   if (dynamic_cast<const CommError*>(&error) != nullptr) return Kind::comm;
+  if (dynamic_cast<const IoError*>(&error) != nullptr) return Kind::io;
+  if (dynamic_cast<const FormatError*>(&error) != nullptr) return Kind::format;
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return Kind::memory;
   return Kind::other;
 }
@@ -31,6 +33,10 @@ Kind kind_of(const std::exception& error) {
       throw StateError(text);
     case Kind::comm:
       throw CommError(text);
+    case Kind::io:
+      throw IoError(text);
+    case Kind::format:
+      throw FormatError(text);
     case Kind::memory:
     case Kind::other:
       break;

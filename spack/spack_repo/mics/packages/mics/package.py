@@ -47,6 +47,8 @@ class Mics(CMakePackage, CudaPackage):
     depends_on("kokkos+pic", when="+shared")
     depends_on("mpi@3.1:")
     depends_on("nlohmann-json@3.10:")
+    depends_on("hdf5@1.10.7:")
+    depends_on("isa-l@2.29:")
 
     depends_on("cli11@2.1:", when="+apps")
     depends_on("blas", when="+apps")

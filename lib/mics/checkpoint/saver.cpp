@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
+#include <mics/base/hash.hpp>
+#include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/detail/packing.hpp>
+#include <mics/checkpoint/saver.hpp>
+#include <mics/comm/agreement.hpp>
+#include <mics/state/checksum.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+namespace mics::checkpoint {
+namespace {
+
+using detail::Packer;
+using detail::Unpacker;
+
+// Every rank's bytes on rank 0, in the order of ranks. Collective over `world`.
+std::vector<std::vector<std::byte>> gather(const comm::Communicator& world,
+                                           std::span<const std::byte> mine) {
+  const auto size = static_cast<std::size_t>(world.size());
+  const auto bytes = static_cast<std::int64_t>(mine.size());
+  std::vector<std::int64_t> all(world.rank() == 0 ? size : 0);
+  comm::check(MPI_Gather(&bytes, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, 0, world.native()),
+              "gathering what writers report");
+  // Point to point, as the sum may be beyond what MPI counts.
+  constexpr int tag = 0;
+  std::vector<std::vector<std::byte>> received(all.size());
+  if (world.rank() != 0) {
+    comm::check(MPI_Send(mine.data(), static_cast<int>(bytes), MPI_BYTE, 0, tag, world.native()),
+                "gathering what writers report");
+    return received;
+  }
+  received[0].assign(mine.begin(), mine.end());
+  for (std::size_t r = 1; r < size; ++r) {
+    received[r].resize(static_cast<std::size_t>(all[r]));
+    comm::check(MPI_Recv(received[r].data(), static_cast<int>(all[r]), MPI_BYTE,
+                         static_cast<int>(r), tag, world.native(), MPI_STATUS_IGNORE),
+                "gathering what writers report");
+  }
+  return received;
+}
+
+void pack(Packer& to, const PieceSums& sums) {
+  to.put(sums.crc);
+  to.put(sums.block_crcs);
+  to.put(sums.part_crcs);
+}
+
+// A hash of what replicas have in common: arrays that are here as whole shards.
+std::uint64_t replicated_checksum(const StoredState& state, int tau,
+                                  std::span<const Source> sources) {
+  std::uint64_t hash = 0;
+  for (const Source& source : sources) {
+    if (source.range != state.shard(source.buffer, tau)) continue;
+    const DType dtype =
+        state.buffer(source.buffer).arrays[static_cast<std::size_t>(source.array)].dtype;
+    hash = hash_combine(hash, state::checksum(source.data, source.range.length * bytes_of(dtype)));
+  }
+  return hash;
+}
+
+// Ranks of each shard whose checksum is not their first replica's, with those that have it.
+void require_same_replicas(std::span<const std::uint64_t> checksums, std::span<const int> shards,
+                           int shard_count, std::int64_t step) {
+  for (int tau = 0; tau < shard_count; ++tau) {
+    std::string same;
+    std::string other;
+    std::optional<std::uint64_t> first;
+    for (std::size_t r = 0; r < shards.size(); ++r) {
+      if (shards[r] != tau) continue;
+      if (!first) first = checksums[r];
+      std::string& list = checksums[r] == *first ? same : other;
+      list += (list.empty() ? "" : ", ") + std::to_string(r);
+    }
+    if (other.empty()) continue;
+    raise<FormatError>(
+        {.object = "shard " + std::to_string(tau) + " of step " + std::to_string(step),
+         .expected = "the same bits on all its ranks, as on " + same,
+         .found = "others on rank " + other,
+         .remedy = "nothing was saved; check those ranks' memory"});
+  }
+}
+
+}  // namespace
+
+template <class Action>
+void Saver::agree(Action&& action) {
+  comm::agree(world_, std::forward<Action>(action));
+}
+
+Saver::Saver(const comm::Communicator& world, std::filesystem::path directory, SaveOptions options,
+             LogSink log, SystemCalls& calls)
+    : world_(world), options_(options), log_(std::move(log)), calls_(calls) {
+  agree([&] {
+    if (world_.rank() == 0) directory_.emplace(calls_, std::move(directory), log_);
+  });
+}
+
+Saver::~Saver() {
+  if (stage_ == Stage::idle) return;
+  if (written_.valid()) written_.wait();
+  if (committed_.valid()) committed_.wait();
+  if (stage_ == Stage::writing && world_.rank() == 0 && log_) {
+    try {
+      log_(LogLevel::warning,
+           "save of step " + std::to_string(step_) + " was not waited for and is not committed");
+    } catch (...) {  // a sink that fails must not end the process
+    }
+  }
+}
+
+void Saver::begin(const StoredState& state, const layout::Place& place,
+                  std::span<const Source> sources, bool copy) {
+  agree([&] {
+    if (stage_ != Stage::idle) {
+      raise<StateError>({.object = "save of step " + std::to_string(state.step),
+                         .expected = "no other save under way",
+                         .found = "that of step " + std::to_string(step_),
+                         .remedy = "wait() for it first"});
+    }
+    state.validate();
+  });
+  const std::string description =
+      detail::to_json({.state = state, .id = {}, .parts = 1, .pieces = {}, .blobs = {}});
+  comm::require_same(world_,
+                     hex(crc32c(std::as_bytes(std::span(description.data(), description.size())))),
+                     "description of the state to save");
+
+  step_ = state.step;
+  tau_ = place.shard;
+  shards_ = state.grid.shard_size;
+  parts_ = parts_of_shard(state, options_.size);
+  std::string names;
+  agree([&] {
+    if (world_.rank() != 0) return;
+    id_ = make_save_id();
+    folder_ = directory_->begin(step_, id_);
+    names = id_ + folder_.string();
+  });
+  auto length = static_cast<std::int64_t>(names.size());
+  comm::check(MPI_Bcast(&length, 1, MPI_INT64_T, 0, world_.native()), "name of a save");
+  names.resize(static_cast<std::size_t>(length));
+  comm::check(MPI_Bcast(names.data(), static_cast<int>(length), MPI_CHAR, 0, world_.native()),
+              "name of a save");
+  id_ = names.substr(0, 16);
+  folder_ = names.substr(16);
+
+  try {
+    Packer report;
+    agree([&] {
+      checksum_ = state.grid.replicas() > 1 ? replicated_checksum(state, tau_, sources) : 0;
+      writer_.reset();
+      const auto part = part_of_replica(place.group, state.grid.replicas(), parts_);
+      report.put(part.value_or(-1));
+      if (!part) return;
+      writer_.emplace(state, detail::PieceId{tau_, *part}, parts_, id_);
+      if (copy) {
+        const std::int64_t bytes = writer_->payload_bytes();
+        if (bytes > staged_bytes_) {
+          staged_.reset();
+          staged_ = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
+          staged_bytes_ = bytes;
+        }
+        writer_->stage(sources, {staged_.get(), static_cast<std::size_t>(bytes)});
+      } else {
+        writer_->attach(sources);
+      }
+      report.put(detail::piece_index(writer_->id(), parts_));
+      report.put(writer_->piece().bytes);
+      report.put(writer_->piece().offsets);
+    });
+    const auto reports = gather(world_, report.bytes());
+    agree([&] {
+      if (world_.rank() != 0) return;
+      std::vector<detail::Piece> pieces(static_cast<std::size_t>(shards_ * parts_));
+      for (const std::vector<std::byte>& bytes : reports) {
+        Unpacker from(bytes);
+        if (from.get<int>() < 0) continue;
+        const int index = from.get<int>();
+        detail::Piece& piece = pieces.at(static_cast<std::size_t>(index));
+        if (!piece.file.empty()) {
+          raise<ArgumentError>({.object = "places of the ranks",
+                                .expected = "one rank for each shard and replica",
+                                .found = "two for piece " + std::to_string(index)});
+        }
+        piece.file = detail::piece_name(detail::piece_id(index, parts_), id_);
+        from.get(piece.bytes);
+        from.get(piece.offsets);
+      }
+      step_writer_.emplace(state, parts_, id_, std::move(pieces));
+    });
+  } catch (const CommError&) {
+    throw;
+  } catch (const std::exception&) {
+    give_up();
+    throw;
+  }
+}
+
+void Saver::give_up() {
+  writer_.reset();
+  step_writer_.reset();
+  stage_ = Stage::idle;
+  if (world_.rank() == 0) directory_->abandon(folder_);
+}
+
+void Saver::save(const StoredState& state, const layout::Place& place,
+                 std::span<const Source> sources) {
+  begin(state, place, sources, false);
+  stage_ = Stage::writing;
+  std::promise<PieceSums> done;
+  written_ = done.get_future();
+  try {
+    done.set_value(writer_ ? writer_->write(calls_, folder_) : PieceSums{});
+  } catch (...) {
+    done.set_exception(std::current_exception());
+  }
+  wait();
+}
+
+void Saver::start(const StoredState& state, const layout::Place& place,
+                  std::span<const Source> sources) {
+  begin(state, place, sources, true);
+  stage_ = Stage::writing;
+  written_ = std::async(std::launch::async,
+                        [this] { return writer_ ? writer_->write(calls_, folder_) : PieceSums{}; });
+}
+
+void Saver::hand_over() {
+  Packer report;
+  agree([&] {
+    const PieceSums sums = written_.get();
+    report.put(tau_);
+    report.put(checksum_);
+    report.put(writer_ ? detail::piece_index(writer_->id(), parts_) : -1);
+    pack(report, sums);
+  });
+  const auto reports = gather(world_, report.bytes());
+  agree([&] {
+    if (world_.rank() != 0) return;
+    sums_.assign(static_cast<std::size_t>(shards_ * parts_), {});
+    std::vector<std::uint64_t> checksums;
+    std::vector<int> shards;
+    for (const std::vector<std::byte>& bytes : reports) {
+      Unpacker from(bytes);
+      shards.push_back(from.get<int>());
+      checksums.push_back(from.get<std::uint64_t>());
+      const int index = from.get<int>();
+      if (index < 0) continue;
+      PieceSums& sums = sums_.at(static_cast<std::size_t>(index));
+      from.get(sums.crc);
+      from.get(sums.block_crcs);
+      from.get(sums.part_crcs);
+    }
+    require_same_replicas(checksums, shards, shards_, step_);
+    committed_ = std::async(std::launch::async, [this] {
+      const Commit commit = step_writer_->complete(sums_);
+      std::filesystem::path step = directory_->commit(folder_, commit, step_writer_->manifest());
+      directory_->retain(step_, options_.retention);
+      return step;
+    });
+  });
+  stage_ = Stage::committing;
+}
+
+SaveProgress Saver::finish() {
+  std::string folder;
+  agree([&] {
+    if (world_.rank() == 0) folder = committed_.get().string();
+  });
+  auto length = static_cast<std::int64_t>(folder.size());
+  comm::check(MPI_Bcast(&length, 1, MPI_INT64_T, 0, world_.native()), "end of a save");
+  folder.resize(static_cast<std::size_t>(length));
+  comm::check(MPI_Bcast(folder.data(), static_cast<int>(length), MPI_CHAR, 0, world_.native()),
+              "end of a save");
+  writer_.reset();
+  step_writer_.reset();
+  stage_ = Stage::idle;
+  return {SavePhase::committed, step_, {}, folder};
+}
+
+SaveProgress Saver::poll() {
+  if (stage_ == Stage::idle) return {};
+  const auto is_ready = [](const auto& future) {
+    return !future.valid() || future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  };
+  const std::int32_t mine = stage_ == Stage::writing ? is_ready(written_) : is_ready(committed_);
+  std::int32_t all = 0;
+  comm::check(MPI_Allreduce(&mine, &all, 1, MPI_INT32_T, MPI_MIN, world_.native()),
+              "progress of a save");
+  if (all == 0) return {SavePhase::staged, step_};
+  try {
+    if (stage_ == Stage::committing) return finish();
+    hand_over();
+    return {SavePhase::staged, step_};
+  } catch (const CommError&) {
+    throw;
+  } catch (const std::exception& error) {
+    give_up();
+    return {SavePhase::failed, step_, error.what()};
+  }
+}
+
+SaveProgress Saver::wait() {
+  try {
+    if (stage_ == Stage::writing) hand_over();
+    if (stage_ == Stage::committing) return finish();
+  } catch (const CommError&) {
+    throw;
+  } catch (const std::exception&) {
+    give_up();
+    throw;
+  }
+  return {};
+}
+
+}  // namespace mics::checkpoint

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stored_model.hpp"
+#include <mics/base/error.hpp>
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+namespace mics::checkpoint::test {
+namespace {
+
+using Steps = std::vector<std::int64_t>;
+
+TEST(Directory, StepNamesComeBack) {
+  EXPECT_EQ(step_name(1200), "step-000001200");
+  for (const std::int64_t step : {std::int64_t{0}, std::int64_t{7}, std::int64_t{12345678901}}) {
+    EXPECT_EQ(parse_step_name(step_name(step)), step);
+  }
+  for (const char* other : {"step-12", "step-", "step--00000001", "step-0000000012",
+                            "step-00000000x", ".tmp-step-000000001", "step-+00000001"}) {
+    EXPECT_FALSE(parse_step_name(other)) << other;
+  }
+}
+
+TEST(Directory, RetentionKeepsTheNewestAndMilestones) {
+  const Steps steps{10, 20, 30, 40, 50};
+  EXPECT_EQ(steps_to_remove(steps, 50, {}), Steps{});
+  EXPECT_EQ(steps_to_remove(steps, 50, {.keep = 2}), (Steps{10, 20, 30}));
+  EXPECT_EQ(steps_to_remove(steps, 50, {.keep = 2, .keep_every = 20}), (Steps{10, 30}));
+  EXPECT_EQ(steps_to_remove(steps, 50, {.keep = 9}), Steps{});
+  // What was just committed stays, also where an abandoned run left later steps.
+  EXPECT_EQ(steps_to_remove(steps, 20, {.keep = 1}), (Steps{10}));
+}
+
+class DirectoryTest : public testing::Test {
+ protected:
+  std::filesystem::path save_step(DirectoryWriter& directory, std::int64_t step) {
+    StoredState state = describe(odd_model(), {2, 2});
+    state.step = step;
+    Memory memory(state);
+    memory.fill();
+    return save(calls_, directory, state, memory);
+  }
+  SystemCalls& calls_ = SystemCalls::native();
+  ScratchFolder scratch_;
+  std::vector<std::string> warnings_;
+  LogSink log_ = [this](LogLevel, std::string_view line) { warnings_.emplace_back(line); };
+};
+
+TEST_F(DirectoryTest, ASecondJobIsRefused) {
+  DirectoryWriter first(calls_, scratch_.path(), log_);
+  try {
+    DirectoryWriter second(calls_, scratch_.path(), log_);
+    FAIL();
+  } catch (const StateError& error) {
+    EXPECT_NE(std::string(error.what()).find("process " + std::to_string(::getpid())),
+              std::string::npos)
+        << error.what();
+  }
+}
+
+TEST_F(DirectoryTest, LeftoversOfAKilledJobAreCleared) {
+  {
+    DirectoryWriter directory(calls_, scratch_.path(), log_);
+    save_step(directory, 3);
+    const auto folder = directory.begin(4, "0123456789abcdef");
+    std::ofstream(folder / "s0000_r00-01234567.h5") << "half";
+  }
+  const DirectoryWriter directory(calls_, scratch_.path(), log_);
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(scratch_.path())) {
+    names.push_back(entry.path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(names, (std::vector<std::string>{".lock", "step-000000003"}));
+  EXPECT_TRUE(warnings_.empty());
+}
+
+TEST_F(DirectoryTest, AStepOfTheSameNumberIsReplaced) {
+  DirectoryWriter directory(calls_, scratch_.path(), log_);
+  const auto before = Checkpoint::open(calls_, save_step(directory, 3)).commit().id;
+  const auto after = Checkpoint::open(calls_, save_step(directory, 3)).commit().id;
+  EXPECT_NE(before, after);
+  EXPECT_EQ(list_steps(scratch_.path()), Steps{3});
+}
+
+TEST_F(DirectoryTest, RetentionRemovesOldSteps) {
+  DirectoryWriter directory(calls_, scratch_.path(), log_);
+  for (const std::int64_t step : {1, 2, 3, 4}) save_step(directory, step);
+  directory.retain(4, {.keep = 2});
+  EXPECT_EQ(list_steps(scratch_.path()), (Steps{4, 3}));
+}
+
+TEST_F(DirectoryTest, TheNewestStepThatVerifiesIsOpened) {
+  DirectoryWriter directory(calls_, scratch_.path(), log_);
+  for (const std::int64_t step : {1, 2, 3, 4}) save_step(directory, step);
+  std::filesystem::remove(scratch_.path() / step_name(4) / commit_name);
+  std::filesystem::resize_file(scratch_.path() / step_name(3) / "manifest.h5", 100);
+  const auto checkpoint = open_newest(calls_, scratch_.path(), log_);
+  ASSERT_TRUE(checkpoint);
+  EXPECT_EQ(checkpoint->state().step, 2);
+  ASSERT_EQ(warnings_.size(), 2U);
+  EXPECT_NE(warnings_[0].find("step-000000004/COMMIT"), std::string::npos) << warnings_[0];
+  EXPECT_NE(warnings_[1].find("step-000000003/manifest.h5"), std::string::npos) << warnings_[1];
+}
+
+TEST_F(DirectoryTest, ADirectoryWithoutStepsHasNone) {
+  EXPECT_FALSE(open_newest(calls_, scratch_.path() / "nowhere", log_));
+  EXPECT_FALSE(open_newest(calls_, scratch_.path(), log_));
+}
+
+}  // namespace
+}  // namespace mics::checkpoint::test

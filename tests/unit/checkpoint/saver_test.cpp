@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stored_model.hpp"
+#include <mics/base/error.hpp>
+#include <mics/checkpoint/loader.hpp>
+#include <mics/checkpoint/saver.hpp>
+#include <mics/comm/communicator.hpp>
+
+#include <gtest/gtest.h>
+#include <mpi.h>
+
+#include <cerrno>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace mics::checkpoint::test {
+namespace {
+
+class SaverTest : public testing::Test {
+ protected:
+  SaverTest() {
+    // Rank 0's folder is everyone's.
+    std::string path;
+    if (world_.rank() == 0) {
+      scratch_.emplace();
+      path = scratch_->path().string();
+    }
+    path.resize(4096);
+    MPI_Bcast(path.data(), 4096, MPI_CHAR, 0, world_.native());
+    directory_ = std::string(path.c_str()) + "/run";
+  }
+  ~SaverTest() override { MPI_Barrier(world_.native()); }
+
+  // Each rank fills its own shard only.
+  struct Rank {
+    Rank(const comm::Communicator& world, const Placement& placement, std::int64_t step)
+        : state(describe(odd_model(), placement)), memory(state) {
+      state.step = step;
+      const std::vector<int> nodes(static_cast<std::size_t>(world.size()), 0);
+      place = layout::GroupLayout::make(nodes, placement.shard).place(world.rank());
+    }
+    auto sources() { return memory.parts<const std::byte>(place.shard, place.group, slices()); }
+    auto targets() { return memory.parts<std::byte>(place.shard, place.group, slices()); }
+    [[nodiscard]] int slices() const { return state.grid.slices; }
+    StoredState state;
+    Memory memory;
+    layout::Place place;
+  };
+
+  std::vector<Placement> placements() const {
+    std::vector<Placement> result;
+    for (int p = 1; p <= world_.size(); ++p) {
+      if (world_.size() % p != 0) continue;
+      result.push_back({world_.size(), p});
+      if (p < world_.size()) result.push_back({world_.size(), p, true});
+    }
+    return result;
+  }
+
+  // Equal on this rank's part of every array.
+  static void expect_filled(Rank& rank) {
+    Memory expected(rank.state);
+    expected.fill();
+    const auto want = expected.parts<std::byte>(rank.place.shard, rank.place.group, rank.slices());
+    const auto have = rank.targets();
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      const DType dtype =
+          rank.state.buffer(want[i].buffer).arrays[static_cast<std::size_t>(want[i].array)].dtype;
+      EXPECT_EQ(std::memcmp(want[i].data, have[i].data,
+                            static_cast<std::size_t>(want[i].range.length * bytes_of(dtype))),
+                0)
+          << "array " << i;
+    }
+  }
+
+  std::optional<Checkpoint> load_into(Rank& rank, std::optional<std::int64_t> step = {}) {
+    const comm::Communicator replicas = world_.split(rank.place.shard, rank.place.group);
+    return load(
+        world_, directory_, rank.state, rank.place, rank.targets(),
+        [&](void* data, std::int64_t bytes, int root) {
+          MPI_Bcast(data, static_cast<int>(bytes), MPI_BYTE, root, replicas.native());
+        },
+        step, log_);
+  }
+
+  comm::Communicator world_ = comm::Communicator::duplicate(MPI_COMM_WORLD);
+  std::optional<ScratchFolder> scratch_;
+  std::filesystem::path directory_;
+  std::vector<std::string> warnings_;
+  LogSink log_ = [this](LogLevel, std::string_view line) { warnings_.emplace_back(line); };
+};
+
+TEST_F(SaverTest, EveryPlacementLoadsWhatEveryOtherSaved) {
+  Saver saver(world_, directory_, {.retention = {.keep = 2}, .size = {.min_bytes = 0}}, log_);
+  std::int64_t step = 0;
+  std::optional<std::uint32_t> digest;
+  for (const Placement& from : placements()) {
+    Rank writer(world_, from, ++step);
+    writer.memory.fill();
+    saver.save(writer.state, writer.place, writer.sources());
+    for (const Placement& to : placements()) {
+      Rank reader(world_, to, 0);
+      const auto checkpoint = load_into(reader);
+      ASSERT_TRUE(checkpoint);
+      EXPECT_EQ(checkpoint->state().step, step);
+      if (!digest) digest = checkpoint->commit().digest;
+      EXPECT_EQ(checkpoint->commit().digest, *digest);
+      expect_filled(reader);
+    }
+  }
+  EXPECT_LE(list_steps(directory_).size(), 2U);
+  EXPECT_TRUE(warnings_.empty());
+}
+
+TEST_F(SaverTest, WhatWasStagedIsSavedWhateverComesAfter) {
+  Saver saver(world_, directory_, {.size = {.min_bytes = 0}}, log_);
+  Rank rank(world_, {world_.size(), 1}, 5);
+  rank.memory.fill();
+  saver.start(rank.state, rank.place, rank.sources());
+  EXPECT_TRUE(saver.under_way());
+  for (auto& array : rank.memory.arrays()) std::fill(array.begin(), array.end(), std::byte{0x55});
+  SaveProgress progress = saver.poll();
+  while (progress.phase == SavePhase::staged) progress = saver.poll();
+  EXPECT_EQ(progress.phase, SavePhase::committed) << progress.error;
+  EXPECT_EQ(progress.folder, directory_ / step_name(5));
+  EXPECT_EQ(saver.poll().phase, SavePhase::none);
+  Rank reader(world_, {world_.size(), world_.size()}, 0);
+  ASSERT_TRUE(load_into(reader, 5));
+  expect_filled(reader);
+}
+
+TEST_F(SaverTest, ReplicasThatDifferAreNotSaved) {
+  if (world_.size() == 1) GTEST_SKIP() << "one rank has no replica";
+  Saver saver(world_, directory_, {.size = {.min_bytes = 0}}, log_);
+  Rank rank(world_, {world_.size(), 1}, 5);
+  rank.memory.fill();
+  const int odd = world_.size() - 1;
+  if (world_.rank() == odd) rank.memory.arrays()[0][7] ^= std::byte{1};
+  try {
+    saver.save(rank.state, rank.place, rank.sources());
+    ADD_FAILURE() << "it was saved";
+  } catch (const FormatError& error) {
+    const std::string line = error.what();
+    EXPECT_NE(line.find("shard 0 of step 5"), std::string::npos) << line;
+    EXPECT_NE(line.find("others on rank " + std::to_string(odd)), std::string::npos) << line;
+  }
+  EXPECT_TRUE(list_steps(directory_).empty());
+  if (world_.rank() == odd) rank.memory.arrays()[0][7] ^= std::byte{1};
+  saver.save(rank.state, rank.place, rank.sources());
+  EXPECT_EQ(list_steps(directory_), std::vector<std::int64_t>{5});
+}
+
+// Fails writes of one rank.
+class FullDisk : public SystemCalls {
+ public:
+  bool full = false;
+  ssize_t pwrite(int descriptor, const void* data, std::size_t bytes, off_t offset) override {
+    if (!full) return SystemCalls::pwrite(descriptor, data, bytes, offset);
+    errno = ENOSPC;
+    return -1;
+  }
+};
+
+TEST_F(SaverTest, AFullDiskOfOneRankIsAnErrorOfAllAndTheNextSaveWorks) {
+  FullDisk calls;
+  Saver saver(world_, directory_, {.size = {.min_bytes = 0}}, log_, calls);
+  Rank rank(world_, {world_.size(), world_.size()}, 5);
+  rank.memory.fill();
+  saver.save(rank.state, rank.place, rank.sources());
+  rank.state.step = 6;
+  calls.full = world_.rank() == world_.size() - 1;
+  EXPECT_THROW(saver.save(rank.state, rank.place, rank.sources()), IoError);
+  saver.start(rank.state, rank.place, rank.sources());
+  SaveProgress progress = saver.poll();
+  while (progress.phase == SavePhase::staged) progress = saver.poll();
+  EXPECT_EQ(progress.phase, SavePhase::failed);
+  EXPECT_NE(progress.error.find("No space left"), std::string::npos) << progress.error;
+  calls.full = false;
+  Rank reader(world_, {world_.size(), 1}, 0);
+  EXPECT_EQ(load_into(reader)->state().step, 5);
+  saver.save(rank.state, rank.place, rank.sources());
+  EXPECT_EQ(load_into(reader)->state().step, 6);
+}
+
+TEST_F(SaverTest, ADamagedStepGivesWayToTheOneBefore) {
+  Saver saver(world_, directory_, {.size = {.min_bytes = 0}}, log_);
+  Rank rank(world_, {world_.size(), world_.size()}, 1);
+  rank.memory.fill();
+  saver.save(rank.state, rank.place, rank.sources());
+  rank.state.step = 2;
+  saver.save(rank.state, rank.place, rank.sources());
+  std::string damaged;
+  if (world_.rank() == 0) {
+    const Checkpoint newest = Checkpoint::open(SystemCalls::native(), directory_ / step_name(2));
+    damaged = newest.commit().files[1].name;  // later shards may be all padding, which nobody reads
+    std::FILE* file = std::fopen((newest.folder() / damaged).c_str(), "r+b");
+    std::fseek(file, -100, SEEK_END);
+    std::fputc(0x5a, file);
+    std::fclose(file);
+  }
+  MPI_Barrier(world_.native());
+  Rank reader(world_, {world_.size(), 1}, 0);
+  const auto checkpoint = load_into(reader);
+  ASSERT_TRUE(checkpoint);
+  EXPECT_EQ(checkpoint->state().step, 1);
+  expect_filled(reader);
+  if (world_.rank() == 0) {
+    ASSERT_EQ(warnings_.size(), 1U);
+    EXPECT_NE(warnings_[0].find(damaged), std::string::npos) << warnings_[0];
+  }
+  EXPECT_THROW(static_cast<void>(load_into(reader, 2)), FormatError);
+  EXPECT_THROW(static_cast<void>(load_into(reader, 3)), IoError);
+}
+
+}  // namespace
+}  // namespace mics::checkpoint::test
