@@ -32,7 +32,7 @@ CLIENT = ""
 RANKS = 4
 LAYOUTS = (2, 4)  # shard sizes
 SLOWNESS = 5 if launch.SANITIZED else 1
-TIMEOUT = 1.0 * SLOWNESS  # the engine's, in seconds
+TIMEOUT = 1.5 * SLOWNESS  # the engine's, in seconds
 SLACK = 1.5 * SLOWNESS  # for the agreement on a text, and a busy machine
 HARD_LIMIT = 30 * SLOWNESS  # seconds a launch may show no progress
 

@@ -79,6 +79,7 @@ class MpiTransport::Requests {
     Clock::time_point started{};
     Clock::time_point next_look{};
     Clock::time_point last_check{};
+    Clock::time_point asked{};
     for (int polls = 1;; ++polls) {
       int done = 0;
       const int status = MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
@@ -101,8 +102,11 @@ class MpiTransport::Requests {
       next_look = now + patience;
       look_for_other_operations();
       const auto timeout = transport_.context_.timeout;
-      if (now - started > timeout * 3 / 4) ask_what_they_wait_for();
-      if (now - started > timeout) timed_out();
+      if (now - started <= timeout * 3 / 4) continue;
+      if (asked == Clock::time_point{}) asked = now;
+      ask_what_they_wait_for();
+      // Who asked late, because it did not run in time itself, waits for the answers all the same.
+      if (now - started > timeout && now - asked >= timeout / 4) timed_out();
     }
     check_sizes();
     asked_.clear();
