@@ -61,6 +61,9 @@ class Saver {
   /// hears of it.
   ~Saver();
 
+  /// What the coming saves give up. Local.
+  void retain(const Retention& retention) { options_.retention = retention; }
+
   /// Writes and commits; blocks until the step is durable. Copies nothing but through two buffers
   /// of 8 MiB. \throws IoError if a rank could not write; FormatError if replicas differ, naming
   /// shard and ranks; StateError while another save is under way \param state    the same on every

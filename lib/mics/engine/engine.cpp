@@ -127,6 +127,14 @@ void Engine::sum(std::span<double> values) { state_->sum(values); }
 void Engine::read(ParameterId parameter, std::span<double> values, std::string_view array) {
   state_->read(parameter, values, array);
 }
+void Engine::save(const std::string& directory, const SaveRequest& request) {
+  state_->save(directory, request);
+}
+checkpoint::SaveProgress Engine::poll_save() { return state_->poll_save(); }
+checkpoint::SaveProgress Engine::wait_for_save() { return state_->wait_for_save(); }
+std::optional<LoadResult> Engine::load(const std::string& directory, const LoadRequest& request) {
+  return state_->load(directory, request);
+}
 void Engine::quiet(const Execution& exec) { state_->quiet(exec); }
 void Engine::fail(std::string_view text) noexcept {
   state_->fail(std::string(text), comm::FailureKind::cause);

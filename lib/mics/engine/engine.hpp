@@ -6,6 +6,7 @@
 #include <mics/base/execution.hpp>
 #include <mics/base/log.hpp>
 #include <mics/comm/operation_log.hpp>
+#include <mics/engine/checkpointing.hpp>
 #include <mics/engine/config.hpp>
 #include <mics/plan/plan.hpp>
 #include <mics/state/model.hpp>
@@ -16,6 +17,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -317,6 +319,30 @@ class Engine {
   /// scalars(): a complex element is its real part, then its imaginary one.
   void read(ParameterId parameter, std::span<double> values,
             std::string_view array = "master_weights");
+
+  /// Saves the whole state as `directory`/step-<n>: every rank writes its share of its shard, then
+  /// the step is committed at once or not at all. To be called between steps, without an open
+  /// lease. Collective over all ranks, whose calls name the same directory; blocks until the step
+  /// is durable or, asynchronously, until what this rank writes is copied. One job saves to a
+  /// directory at a time. Format: lib/mics/checkpoint/FORMAT.md. \throws on every rank alike:
+  /// IoError if a rank could not write (earlier steps are as they
+  ///         were, and the engine goes on); FormatError if replicas differ, naming shard and ranks;
+  ///         StateError within a micro-step, or while another save is under way
+  void save(const std::string& directory, const SaveRequest& request = {});
+
+  /// Takes an asynchronous save further without waiting for disks; tells `committed` or `failed`
+  /// once. To be called once a step. Collective over all ranks.
+  checkpoint::SaveProgress poll_save();
+  /// Blocks until the save under way is committed. Collective over all ranks. \throws as save()
+  checkpoint::SaveProgress wait_for_save();
+
+  /// Replaces the state by a saved one, in whatever layout, preset and dtypes it was saved: the
+  /// newest step that verifies, or the one asked for. A damaged step costs a warning, and the next
+  /// older one is taken. To be called between steps. Collective over all ranks; blocks.
+  /// \return nothing if the directory holds no step and none was asked for: the state is as it was
+  /// \throws on every rank alike: FormatError if the model is another (the state is as it was) or
+  ///         every step is damaged (the state is then undefined until a load succeeds), IoError
+  std::optional<LoadResult> load(const std::string& directory, const LoadRequest& request = {});
 
   /// Finishes everything that mics has under way; nothing is in flight until the next call, so that
   /// the application may communicate on the same devices. Local; blocks the host.

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -51,6 +52,11 @@ class EngineState {
   void sum(std::span<double> values);
   void read(ParameterId parameter, std::span<double> values, std::string_view array);
   void quiet(const Execution& exec);
+
+  void save(const std::string& directory, const SaveRequest& request);
+  checkpoint::SaveProgress poll_save();
+  checkpoint::SaveProgress wait_for_save();
+  std::optional<LoadResult> load(const std::string& directory, const LoadRequest& request);
 
   void require_alive();
   /// Never throws: for destructors. \see comm::FailureChannel::fail
@@ -175,6 +181,12 @@ class EngineState {
   bool check_replicas();
   void repair_or_fail(const std::vector<Replicated>& arrays,
                       const std::vector<std::uint64_t>& all_checksums);
+  [[nodiscard]] checkpoint::StoredState stored_state() const;
+  // Shards of the arrays that a checkpoint holds, as it numbers them.
+  template <class Part>
+  [[nodiscard]] std::vector<Part> stored_arrays(bool weights_only) const;
+  void require_idle(const char* call) const;
+  void round_masters();
   [[nodiscard]] std::byte* array_of(int buffer, std::string_view array, DType& dtype) const;
   [[nodiscard]] RawView resolve(UnitId unit, const ViewRequest& request, bool gradient) const;
   void wait_for(std::vector<Execution>& users, const char* reason);
@@ -217,6 +229,8 @@ class EngineState {
   double loss_scale_ = 1;
   std::int64_t steps_ = 0;  // taken, without skipped ones; same on all ranks
   std::int64_t calls_ = 0;  // of step()
+  std::string save_directory_;
+  std::unique_ptr<checkpoint::Saver> saver_;  // of save_directory_
 };
 
 }  // namespace mics::detail
