@@ -2,6 +2,7 @@
 #include <mics/base/error.hpp>
 #include <mics/comm/watchdog.hpp>
 
+#include <algorithm>
 #include <source_location>
 #include <utility>
 
@@ -29,7 +30,13 @@ void Watchdog::stage(std::string stage) {
 
 void Watchdog::watch() {
   std::unique_lock lock(mutex_);
-  if (ended_.wait_for(lock, timeout_, [this] { return done_; })) return;
+  // Counted in short waits: a time in which the process was suspended counts as one of them.
+  constexpr std::chrono::milliseconds longest{100};
+  for (std::chrono::milliseconds waited{0}; waited < timeout_;) {
+    const auto next = std::min(timeout_ - waited, longest);
+    if (ended_.wait_for(lock, next, [this] { return done_; })) return;
+    waited += next;
+  }
   const std::string line = format_error(
       {.object = what_,
        .expected = "all ranks within " + std::to_string(timeout_.count()) + " ms",
