@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
+#include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/detail/gather.hpp>
+#include <mics/checkpoint/detail/packing.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/loader.hpp>
+#include <mics/checkpoint/writer.hpp>
 #include <mics/comm/agreement.hpp>
 
 #include <algorithm>
@@ -34,6 +38,79 @@ void broadcast_bytes(const comm::Communicator& world, std::vector<std::byte>& by
                           MPI_BYTE, 0, world.native()),
                 "contents of a checkpoint");
   }
+}
+
+// What this rank would report of its piece if it saved `targets`, and only those.
+PieceSums sums_of(const StoredState& state, detail::PieceId id, int parts,
+                  std::span<const Target> targets) {
+  PieceSums sums;
+  for (const detail::PieceDataset& dataset : detail::piece_contents(state, id, parts)) {
+    const std::int64_t width = bytes_of(dataset.dtype);
+    for (const detail::Run& run : dataset.runs) {
+      const auto memory = std::find_if(targets.begin(), targets.end(), [&](const Target& to) {
+        return to.buffer == run.buffer && to.array == run.array &&
+               intersection(to.range, run.range) == run.range;
+      });
+      for (const detail::TensorPart& part :
+           detail::tensor_parts(state.buffer(run.buffer), run.range)) {
+        if (memory == targets.end()) {  // not asked for
+          sums.part_crcs.push_back(0);
+          continue;
+        }
+        const std::byte* const begin =
+            memory->data + (part.range.offset - memory->range.offset) * width;
+        sums.part_crcs.push_back(
+            crc32c({begin, static_cast<std::size_t>(part.range.length * width)}));
+      }
+    }
+  }
+  return sums;
+}
+
+// Compares the digests of what was loaded with those of what was saved. Collective over `world`.
+void require_same_digests(const comm::Communicator& world, const Checkpoint& checkpoint,
+                          const StoredState& target, const layout::Place& place,
+                          std::span<const Target> targets) {
+  // Every rank has its part of the shard, slices or not.
+  const int parts = target.grid.replicas();
+  detail::Packer report;
+  comm::agree(world, [&] {
+    const detail::PieceId id{place.shard, place.group};
+    report.put(detail::piece_index(id, parts));
+    report.put(sums_of(target, id, parts, targets).part_crcs);
+  });
+  const auto reports = detail::gather(world, report.bytes());
+  comm::agree(world, [&] {
+    if (world.rank() != 0) return;
+    std::vector<PieceSums> sums(reports.size());
+    for (const std::vector<std::byte>& bytes : reports) {
+      detail::Unpacker from(bytes);
+      const int index = from.get<int>();
+      from.get(sums.at(static_cast<std::size_t>(index)).part_crcs);
+    }
+    const std::vector<std::uint32_t> digests = combine_digests(target, parts, sums);
+    std::size_t next = 0;
+    for (std::size_t b = 0; b < target.buffers.size(); ++b) {
+      const StoredBuffer& buffer = target.buffers[b];
+      for (std::size_t a = 0; a < buffer.arrays.size(); ++a) {
+        const bool wanted = std::any_of(targets.begin(), targets.end(), [&](const Target& to) {
+          return to.buffer == static_cast<int>(b) && to.array == static_cast<int>(a);
+        });
+        for (const StoredSegment& segment : buffer.segments) {
+          const std::uint32_t found = digests[next++];
+          if (!wanted) continue;
+          const std::string& name = target.tensor(segment.tensor).name;
+          const auto expected =
+              checkpoint.digest_of(checkpoint.find_tensor(name), buffer.arrays[a]);
+          if (!expected || *expected == found) continue;
+          raise<FormatError>({.object = buffer.arrays[a].name + " of parameter " + in_quotes(name) +
+                                        " loaded from " + in_quotes(checkpoint.folder().string()),
+                              .expected = "digest " + hex(*expected),
+                              .found = hex(found)});
+        }
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -124,6 +201,7 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
         broadcast(to.data + (part.offset - to.range.offset) * width, part.length * width, replica);
       }
     }
+    require_same_digests(world, *checkpoint, target, place, targets);
     return checkpoint;
   }
   return {};

@@ -35,6 +35,14 @@ std::string shape_text(const StoredTensor& tensor) {
   return text;
 }
 
+// Weights are the same thing under two names.
+bool stands_for(const StoredArray& stored, const StoredArray& wanted) {
+  const auto is_weights = [](std::string_view name) {
+    return name == master_weights || name == frozen_weights;
+  };
+  return stored.name == wanted.name || (is_weights(stored.name) && is_weights(wanted.name));
+}
+
 // Scalars that lie end to end in a file and in memory.
 struct Item {
   std::int64_t offset = 0;  // in the file
@@ -318,6 +326,9 @@ Checkpoint::Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit 
                         .expected = "the step, save and files of " + std::string(commit_name),
                         .found = "others"});
   }
+  for (std::size_t i = 0; i < state().tensors.size(); ++i) {
+    index_[state().tensors[i].name] = static_cast<int>(i);
+  }
   places_.resize(state().tensors.size());
   for (std::size_t b = 0; b < state().buffers.size(); ++b) {
     const StoredBuffer& buffer = state().buffers[b];
@@ -382,10 +393,24 @@ Checkpoint Checkpoint::receive(SystemCalls& calls, const std::filesystem::path& 
 }
 
 int Checkpoint::find_tensor(std::string_view name) const {
-  const auto& tensors = state().tensors;
-  const auto found = std::find_if(tensors.begin(), tensors.end(),
-                                  [&](const StoredTensor& t) { return t.name == name; });
-  return found == tensors.end() ? -1 : static_cast<int>(found - tensors.begin());
+  const auto found = index_.find(name);
+  return found == index_.end() ? -1 : found->second;
+}
+
+std::optional<std::uint32_t> Checkpoint::digest_of(int tensor, const StoredArray& array) const {
+  const auto [in, segment] = places_[static_cast<std::size_t>(tensor)];
+  std::size_t at = 0;
+  for (int b = 0; b < in; ++b)
+    at += state().buffer(b).arrays.size() * state().buffer(b).segments.size();
+  const StoredBuffer& buffer = state().buffer(in);
+  for (const StoredArray& stored : buffer.arrays) {
+    if (stands_for(stored, array)) {
+      if (stored.dtype != array.dtype) return {};
+      return contents_->digests[at + static_cast<std::size_t>(segment)];
+    }
+    at += buffer.segments.size();
+  }
+  return {};
 }
 
 std::int64_t Checkpoint::updates_of(int tensor) const {
@@ -442,14 +467,6 @@ void Checkpoint::require_same_tensors(const StoredState& target) const {
 }
 
 ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> targets) const {
-  std::unordered_map<std::string_view, int> index;
-  for (std::size_t i = 0; i < state().tensors.size(); ++i) {
-    index[state().tensors[i].name] = static_cast<int>(i);
-  }
-  const auto is_weights = [](std::string_view name) {
-    return name == master_weights || name == frozen_weights;
-  };
-
   Locations locations(contents_->description);
   std::map<int, std::vector<Item>> items;  // of each piece
   for (const Target& to : targets) {
@@ -467,25 +484,23 @@ ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> ta
       end = part.range.end();
       const StoredSegment& segment = buffer.segments[static_cast<std::size_t>(part.segment)];
       const StoredTensor& tensor = target.tensor(segment.tensor);
-      const auto found = index.find(tensor.name);
+      const int found = find_tensor(tensor.name);
       const auto refuse = [&](const std::string& what) {
         raise<FormatError>({.object = array.name + " of parameter " + in_quotes(tensor.name) +
                                       " in " + in_quotes(folder_.string()),
                             .expected = "to be there",
                             .found = what});
       };
-      if (found == index.end()) refuse("no such parameter");
-      const StoredTensor& stored = state().tensor(found->second);
+      if (found < 0) refuse("no such parameter");
+      const StoredTensor& stored = state().tensor(found);
       if (stored.scalars() != tensor.scalars() || stored.layout != tensor.layout) {
         refuse("shape " + shape_text(stored) + " for " + shape_text(tensor));
       }
-      const auto [from_buffer, from_segment] = places_[static_cast<std::size_t>(found->second)];
+      const auto [from_buffer, from_segment] = places_[static_cast<std::size_t>(found)];
       const StoredBuffer& from = state().buffer(from_buffer);
-      const auto same = std::find_if(
-          from.arrays.begin(), from.arrays.end(), [&](const StoredArray& stored_array) {
-            return stored_array.name == array.name ||
-                   (is_weights(stored_array.name) && is_weights(array.name));
-          });
+      const auto same =
+          std::find_if(from.arrays.begin(), from.arrays.end(),
+                       [&](const StoredArray& candidate) { return stands_for(candidate, array); });
       if (same == from.arrays.end()) refuse("no such array");
       const std::int64_t shift =
           from.segments[static_cast<std::size_t>(from_segment)].range.offset - segment.range.offset;

@@ -15,6 +15,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace mics::checkpoint {
@@ -50,6 +52,9 @@ class Checkpoint {
   [[nodiscard]] std::span<const std::uint32_t> digests() const { return contents_->digests; }
   /// Index of a tensor; -1 if it is not there.
   [[nodiscard]] int find_tensor(std::string_view name) const;
+  /// The digest of a tensor in its array of that name (weights by either name), if the array is
+  /// there and has that dtype.
+  [[nodiscard]] std::optional<std::uint32_t> digest_of(int tensor, const StoredArray& array) const;
   /// Steps that changed the buffer of a tensor.
   [[nodiscard]] std::int64_t updates_of(int tensor) const;
 
@@ -84,7 +89,8 @@ class Checkpoint {
   Commit commit_;
   std::vector<std::byte> manifest_;
   std::shared_ptr<const detail::ManifestContents> contents_;
-  std::vector<std::pair<int, int>> places_;  // of each tensor: buffer, segment
+  std::unordered_map<std::string_view, int> index_;  // of tensors by name
+  std::vector<std::pair<int, int>> places_;          // of each tensor: buffer, segment
 };
 
 /// Opens the newest step of a directory that verifies so far (COMMIT, manifest, sizes); each that

@@ -2,6 +2,7 @@
 #include <mics/base/error.hpp>
 #include <mics/base/hash.hpp>
 #include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/detail/gather.hpp>
 #include <mics/checkpoint/detail/packing.hpp>
 #include <mics/checkpoint/saver.hpp>
 #include <mics/comm/agreement.hpp>
@@ -16,32 +17,6 @@ namespace {
 
 using detail::Packer;
 using detail::Unpacker;
-
-// Every rank's bytes on rank 0, in the order of ranks. Collective over `world`.
-std::vector<std::vector<std::byte>> gather(const comm::Communicator& world,
-                                           std::span<const std::byte> mine) {
-  const auto size = static_cast<std::size_t>(world.size());
-  const auto bytes = static_cast<std::int64_t>(mine.size());
-  std::vector<std::int64_t> all(world.rank() == 0 ? size : 0);
-  comm::check(MPI_Gather(&bytes, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, 0, world.native()),
-              "gathering what writers report");
-  // Point to point, as the sum may be beyond what MPI counts.
-  constexpr int tag = 0;
-  std::vector<std::vector<std::byte>> received(all.size());
-  if (world.rank() != 0) {
-    comm::check(MPI_Send(mine.data(), static_cast<int>(bytes), MPI_BYTE, 0, tag, world.native()),
-                "gathering what writers report");
-    return received;
-  }
-  received[0].assign(mine.begin(), mine.end());
-  for (std::size_t r = 1; r < size; ++r) {
-    received[r].resize(static_cast<std::size_t>(all[r]));
-    comm::check(MPI_Recv(received[r].data(), static_cast<int>(all[r]), MPI_BYTE,
-                         static_cast<int>(r), tag, world.native(), MPI_STATUS_IGNORE),
-                "gathering what writers report");
-  }
-  return received;
-}
 
 void pack(Packer& to, const PieceSums& sums) {
   to.put(sums.crc);
@@ -172,7 +147,7 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
       report.put(writer_->piece().bytes);
       report.put(writer_->piece().offsets);
     });
-    const auto reports = gather(world_, report.bytes());
+    const auto reports = detail::gather(world_, report.bytes());
     agree([&] {
       if (world_.rank() != 0) return;
       std::vector<detail::Piece> pieces(static_cast<std::size_t>(shards_ * parts_));
@@ -238,7 +213,7 @@ void Saver::hand_over() {
     report.put(writer_ ? detail::piece_index(writer_->id(), parts_) : -1);
     pack(report, sums);
   });
-  const auto reports = gather(world_, report.bytes());
+  const auto reports = detail::gather(world_, report.bytes());
   agree([&] {
     if (world_.rank() != 0) return;
     sums_.assign(static_cast<std::size_t>(shards_ * parts_), {});

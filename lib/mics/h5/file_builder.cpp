@@ -166,12 +166,23 @@ void FileBuilder::attribute(const std::string& object, const std::string& name,
 }
 
 Skeleton FileBuilder::finish() {
-  // The driver's own end of file is that of the metadata; the end of what was allocated counts.
-  hsize_t bytes = 0;
-  check(H5Fget_filesize(file_.id(), &bytes), "tell the size of", name_);
   file_.close(name_);
-  Skeleton result{std::move(*head_), static_cast<std::int64_t>(bytes)};
-  if (static_cast<std::int64_t>(result.head.size()) > result.bytes) {
+  // Closing may still have allocated metadata. The size of the file as a reader will demand it is
+  // in the superblock: version 2 or 3, 8-byte offsets, the end of file at byte 28.
+  const std::vector<std::byte>& head = *head_;
+  constexpr std::size_t version_at = 8;
+  constexpr std::size_t offset_bytes_at = 9;
+  constexpr std::size_t end_at = 28;
+  std::uint64_t end = 0;
+  if (head.size() < end_at + sizeof(end) || head[version_at] < std::byte{2} ||
+      head[version_at] > std::byte{3} || head[offset_bytes_at] != std::byte{8}) {
+    raise<IoError>({.object = name_,
+                    .expected = "libhdf5 to write a superblock of version 2 or 3",
+                    .found = "another"});
+  }
+  std::memcpy(&end, head.data() + end_at, sizeof(end));
+  Skeleton result{std::move(*head_), static_cast<std::int64_t>(end)};
+  if (std::ssize(result.head) > result.bytes) {
     result.head.resize(static_cast<std::size_t>(result.bytes));
   }
   return result;

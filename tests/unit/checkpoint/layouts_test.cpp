@@ -144,6 +144,30 @@ TEST(Layouts, AnotherModelIsRefusedByItsFirstParameter) {
   }
 }
 
+TEST(Layouts, ThousandsOfTensors) {
+  Model model;
+  for (int u = 0; u < 20; ++u) {
+    const UnitId unit = model.unit("layer" + std::to_string(u));
+    for (int i = 0; i < 150; ++i) {
+      model.parameter(unit, "w" + std::to_string(i), {(u * 150 + i) * 7 % 101, 3});
+    }
+  }
+  SystemCalls& calls = SystemCalls::native();
+  const ScratchFolder scratch;
+  const StoredState state = describe(model, {4, 4});
+  Memory memory(state);
+  memory.fill();
+  DirectoryWriter directory(calls, scratch.path(), {});
+  const Checkpoint checkpoint = Checkpoint::open(calls, save(calls, directory, state, memory));
+  const StoredState wanted = describe(model, {3, 3, false, 90});
+  checkpoint.require_same_tensors(wanted);
+  Memory expected(wanted);
+  expected.fill();
+  Memory loaded(wanted);
+  for (int tau = 0; tau < 3; ++tau) checkpoint.read(wanted, loaded.parts<std::byte>(tau, 0, 1));
+  EXPECT_TRUE(loaded == expected);
+}
+
 TEST(Layouts, WritersAreSpreadOverTheReplicas) {
   for (int replicas = 1; replicas <= 17; ++replicas) {
     for (int parts = 1; parts <= replicas; ++parts) {

@@ -48,6 +48,27 @@ TEST(FileBuilder, AHugeDatasetTakesNoMemory) {
   EXPECT_LE(std::ssize(skeleton.head), std::min(first, second) + 4096);
 }
 
+// Thousands of links and attributes change their storage while the file closes.
+TEST(FileBuilder, ManyObjectsInOneGroup) {
+  const Session session;
+  FileBuilder builder("many.h5", 65536);
+  constexpr int count = 5000;
+  std::vector<std::int64_t> at;
+  for (int i = 0; i < count; ++i) {
+    const std::string path = "/group/d" + std::to_string(i);
+    at.push_back(builder.create_bytes(path, 1));
+    builder.attribute(path, "number", std::int64_t{i});
+  }
+  std::vector<std::byte> bytes = whole(builder.finish());
+  for (int i = 0; i < count; ++i) {
+    bytes[static_cast<std::size_t>(at[static_cast<std::size_t>(i)])] = std::byte(i % 251);
+  }
+  const ImageReader reader("many.h5", bytes);
+  for (int i = 0; i < count; i += 97) {
+    EXPECT_EQ(reader.read_bytes("/group/d" + std::to_string(i)).at(0), std::byte(i % 251));
+  }
+}
+
 TEST(FileBuilder, NoElementsNoSpace) {
   const Session session;
   FileBuilder builder("none.h5", 4096);
