@@ -457,8 +457,9 @@ void expect_scaled_mean(const Layout& layout, const Dtypes& dtypes, int micro_st
 
 // Guards the factors that keep 16-bit sums in range: with a loss scale of 2^16 and five micro-steps
 // no wire and no accumulator overflows or underflows where the mean of the gradients would not.
-// Seen to fail with no factor before hop 1, with none before hop 2, with gradients divided by the
-// number of ranks in fp16 instead, and with the factors left out of the optimizer's divisor.
+// Seen to fail with no factor before hop 1, or none for the wire between nodes; with none before
+// hop 2, or one that counts the replicas alone; with gradients divided by 2^16 too much; and with
+// the factors left out of the optimizer's divisor.
 TEST(Pitfall, P17ScaledGradientsSurviveEveryDtype) {
   const std::vector<Dtypes> runs{
       {.compute = DType::fp64},

@@ -66,7 +66,7 @@ TEST(Pitfall, P27PersistentParametersAreRefreshedAfterEveryStep) {
   }
 }
 
-/// SGD of rate 1 that writes nonsense to the shards of one replica, once, as bad memory would.
+/// SGD of rate 1 that writes nonsense to one rank's shards, once, as bad memory would.
 class BadMemory final : public optim::Optimizer {
  public:
   BadMemory(bool bad, std::int64_t step)
@@ -102,11 +102,12 @@ TEST(Pitfall, P27PersistentParametersAreRefreshedAfterARepair) {
     Config config = persistent_config(layout);
     config.replica_check_every = 3;
     config.replica_action = ReplicaCheck::repair;
-    // The last replica, in the step in which all are compared and in the one before.
+    // One shard of the last replica, in the step in which all are compared and in the one before.
     std::vector<int> nodes;
     for (int r = 0; r < job_size(); ++r) nodes.push_back(r / layout.shape.node_size);
     const auto groups = layout::GroupLayout::make(nodes, layout.shape.p);
-    const bool bad = groups.place(job_rank()).group == replicas - 1;
+    const layout::Place here = groups.place(job_rank());
+    const bool bad = here.group == replicas - 1 && here.shard == 0;
     for (const std::int64_t step : {2, 3}) {
       config.custom_optimizer = std::make_shared<BadMemory>(bad, step);
       Engine engine(MPI_COMM_WORLD, toy.model, config);
