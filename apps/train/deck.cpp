@@ -155,6 +155,22 @@ std::vector<std::string> take_engine_overrides(std::vector<std::string>& overrid
   return taken;
 }
 
+void read_checkpoint(JsonReader json, Deck& deck) {
+  deck.checkpoint_directory = json.text("directory", "");
+  deck.checkpoint_every = json.integer("every", 0, 0);
+  deck.retention.keep = json.integer("keep", deck.retention.keep, 0);
+  deck.retention.keep_every = json.integer("keep_every", 0, 0);
+  deck.checkpoint_asynchronous = json.boolean("asynchronous", deck.checkpoint_asynchronous);
+  const std::string on_error = json.text("on_error", "warn");
+  if (on_error != "warn" && on_error != "stop") {
+    raise<ConfigError>({.object = json.where("on_error"),
+                        .expected = "warn or stop",
+                        .found = in_quotes(on_error)});
+  }
+  deck.stop_on_checkpoint_error = on_error == "stop";
+  json.finish();
+}
+
 }  // namespace
 
 DeckValues training_values(JsonReader& deck) {
@@ -184,13 +200,14 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides,
   static_cast<void>(json.text("expected", ""));
   static_cast<void>(json.integer("ranks", 1, 1));
   // A misspelt section is named before anything that it would have held.
-  for (const char* section : {"model", "data", "training", "engine"}) {
+  for (const char* section : {"model", "data", "training", "checkpoint", "engine"}) {
     static_cast<void>(json.has(section));
   }
   json.finish();
   read_model(json.object("model"), deck);
   read_data(json.object("data"), std::filesystem::path(path).parent_path(), deck);
   read_training(json.object("training"), deck);
+  read_checkpoint(json.object("checkpoint"), deck);
   solve_vocabulary(path, deck);
   if (deepspeed.empty()) {
     deck.engine = Config::read(json.object("engine"), training_values(json));
@@ -201,8 +218,8 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides,
   }
   if (deck.engine.gradient.value_or(deck.engine.compute) != deck.engine.compute) {
     raise<ConfigError>({.object = deck.engine.source + "mics.gradient_dtype",
-                        .expected = "the compute dtype, " +
-                                    std::string(name(deck.engine.compute)) + ", for this model",
+                        .expected = "the compute dtype, " + std::string(name(deck.engine.compute)) +
+                                    ", for this model",
                         .found = std::string(name(*deck.engine.gradient)),
                         .remedy = "leave it out; accumulators have fp32 all the same"});
   }

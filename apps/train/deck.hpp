@@ -40,6 +40,13 @@ struct Deck {
   std::vector<gpt::Token> sample_prompt;   ///< at least one
   double sample_temperature = 0.8;
 
+  // Section `checkpoint`; without a directory nothing is saved.
+  std::string checkpoint_directory;
+  std::int64_t checkpoint_every = 0;  ///< steps; 0: at the end and on SIGTERM or SIGUSR1
+  checkpoint::Retention retention{.keep = 3};
+  bool checkpoint_asynchronous = true;
+  bool stop_on_checkpoint_error = false;  ///< else a save that fails is a warning
+
   Config engine;
 };
 

@@ -10,11 +10,13 @@
 #include <report/metrics.hpp>
 #include <report/progress.hpp>
 #include <train/deck.hpp>
+#include <train/stop_signal.hpp>
 #include <train/train.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -76,6 +78,7 @@ struct Arguments {
   std::string deck;
   std::string deepspeed;
   std::vector<std::string> overrides;
+  bool resume = false;
 };
 
 // Everything that a run reads, the same on every rank.
@@ -125,7 +128,7 @@ Inputs read_inputs(const Session& session, const Arguments& arguments) {
 // One training run on one engine.
 class Trainer {
  public:
-  Trainer(const Session& session, const Inputs& inputs)
+  Trainer(const Session& session, const Inputs& inputs, bool resume)
       : session_(session),
         deck_(inputs.deck),
         batch_(inputs.batch),
@@ -134,7 +137,8 @@ class Trainer {
         ids_(gpt::declare(model_, deck_.shape)),
         engine_(session.world(), model_, deck_.engine, {},
                 [this](LogLevel level, std::string_view text) { hear(level, text); }),
-        metrics_(session.is_root() ? deck_.metrics : std::string(), report::MetricsMode::replace,
+        metrics_(session.is_root() ? deck_.metrics : std::string(),
+                 resume ? report::MetricsMode::append : report::MetricsMode::replace,
                  [this](const std::string& line) { say("note: " + line); }) {
     // One rank may be short of memory; then all of them end here.
     comm::agree(comm::Communicator::duplicate(session.world()), [&] {
@@ -155,6 +159,7 @@ class Trainer {
       engine_.set_learning_rates(learning_rates(deck_));
     }
     engine_.declare_order(gpt::training_order(ids_));
+    if (resume) load();
   }
 
   [[nodiscard]] Engine& engine() { return engine_; }
@@ -168,14 +173,32 @@ class Trainer {
                         report::ProgressOptions{
                             .style = report::is_terminal(stdout) ? report::ProgressStyle::bar
                                                                  : report::ProgressStyle::lines,
+                            .first_step = first_step_,
                             .last_step = deck_.steps,
                             .every = deck_.print_every,
                             .loss_unit = unit_.text,
                             .peak_rate = peak_flops_ / deck_.shape.flops_per_position()});
     }
-    for (std::int64_t step = 0; step < deck_.steps; ++step) {
+    const StopSignal stop;
+    for (std::int64_t step = first_step_; step < deck_.steps; ++step) {
       train_step(step);
       const bool last = step + 1 == deck_.steps;
+      if (!deck_.checkpoint_directory.empty()) {
+        follow_save(engine_.poll_save());
+        const bool asked_to_stop = on_any_rank(stop.came());
+        const bool save_due =
+            deck_.checkpoint_every > 0 && (step + 1) % deck_.checkpoint_every == 0;
+        if (asked_to_stop || last) {
+          save(step + 1, false);
+        } else if (save_due) {
+          save(step + 1, deck_.checkpoint_asynchronous);
+        }
+        if (asked_to_stop && !last) {
+          say_once("stopped by a signal after step " + std::to_string(step + 1) +
+                   "; go on with --resume");
+          return true;
+        }
+      }
       const bool due = deck_.validate_every > 0 && (step + 1) % deck_.validate_every == 0;
       if (due && !last) report_validation(step + 1, validate());
     }
@@ -188,6 +211,59 @@ class Trainer {
   }
 
  private:
+  // Goes on where the newest checkpoint ends, with the same order of the data.
+  void load() {
+    if (deck_.checkpoint_directory.empty()) {
+      raise<ConfigError>(
+          {.object = "--resume", .expected = "checkpoint.directory in the deck", .found = "none"});
+    }
+    const auto loaded = engine_.load(deck_.checkpoint_directory);
+    if (!loaded) {
+      say_once("note: no checkpoint in " + deck_.checkpoint_directory + " yet: a new run");
+      return;
+    }
+    const auto blob = loaded->blobs.find(position_blob);
+    if (blob == loaded->blobs.end() || blob->second.size() != sizeof(first_step_)) {
+      raise<FormatError>({.object = deck_.checkpoint_directory,
+                          .expected = "a checkpoint of mics train",
+                          .found = "one without the position in the data"});
+    }
+    std::memcpy(&first_step_, blob->second.data(), sizeof(first_step_));
+    say_once("resumed after step " + std::to_string(first_step_) + " from " +
+             deck_.checkpoint_directory);
+  }
+
+  void save(std::int64_t steps_done, bool asynchronous) {
+    std::vector<std::byte> position(sizeof(steps_done));
+    std::memcpy(position.data(), &steps_done, sizeof(steps_done));
+    try {
+      // The one before is still under way if disks are slow: it is not given up.
+      follow_save(engine_.wait_for_save());
+      engine_.save(deck_.checkpoint_directory, {.retention = deck_.retention,
+                                                .asynchronous = asynchronous,
+                                                .blobs = {{position_blob, std::move(position)}}});
+    } catch (const IoError& error) {
+      if (deck_.stop_on_checkpoint_error) throw;
+      say_once("warning: step " + std::to_string(steps_done) + " is not saved: " + error.what());
+    }
+  }
+
+  void follow_save(const checkpoint::SaveProgress& progress) {
+    if (progress.phase != checkpoint::SavePhase::failed) return;
+    if (deck_.stop_on_checkpoint_error) throw IoError(progress.error);
+    say_once("warning: step " + std::to_string(progress.step) + " is not saved: " + progress.error);
+  }
+
+  [[nodiscard]] bool on_any_rank(bool here) {
+    double count = here ? 1 : 0;
+    engine_.sum({&count, 1});
+    return count > 0;
+  }
+
+  void say_once(const std::string& line) {
+    if (session_.is_root()) say(line);
+  }
+
   // What the library has to say.
   void hear(LogLevel level, std::string_view text) {
     if (level == LogLevel::stuck) {
@@ -367,8 +443,8 @@ class Trainer {
     const std::int64_t most = data::BigramModel::most_tokens(sequence.vocabulary());
     const auto bigram = data::BigramModel::fit(sequence, corpus_.training_runs(most));
     const double bigram_nats = bigram.nats_per_token(sequence, corpus_.validation_windows());
-    const double tokens = static_cast<double>(deck_.steps) * static_cast<double>(batch_.global) *
-                          deck_.shape.positions;
+    const double tokens = static_cast<double>(deck_.steps - first_step_) *
+                          static_cast<double>(batch_.global) * deck_.shape.positions;
     const double rate = tokens / seconds;
     const double flops = rate * deck_.shape.flops_per_position();
     std::cout << "result\n  " << deck_.steps << " steps in " << fixed(seconds, 1) << " s, "
@@ -391,6 +467,10 @@ class Trainer {
                     {std::string("validation_") + unit_.key, unit_.of_nats(nats)},
                     {std::string("bigram_") + unit_.key, unit_.of_nats(bigram_nats)}});
   }
+
+  // Steps of the deck that are done, which the data's order follows; skipped ones count.
+  static constexpr const char* position_blob = "mics_train_position";
+  std::int64_t first_step_ = 0;
 
   const Session& session_;
   const Deck& deck_;
@@ -422,7 +502,7 @@ int train(const Session& session, const Arguments& arguments) {
   try {
     last_words.emplace(session.world());
     inputs.emplace(read_inputs(session, arguments));
-    trainer.emplace(session, *inputs);
+    trainer.emplace(session, *inputs, arguments.resume);
   } catch (const std::exception& error) {
     if (session.is_root()) tell(error);
     return 1;
@@ -457,6 +537,8 @@ void add_train(CLI::App& app, const Session& session, Action& action) {
   command->add_option("deck", arguments->deck, "JSON file with comments")->required();
   command->add_option("--deepspeed", arguments->deepspeed,
                       "DeepSpeed's JSON in place of the deck's engine section");
+  command->add_flag("--resume", arguments->resume,
+                    "Go on from the newest checkpoint in checkpoint.directory, if there is one");
   command->add_option("overrides", arguments->overrides,
                       "key.inner=value: replaces a value of the deck");
   command->callback([&session, &action, arguments] {
