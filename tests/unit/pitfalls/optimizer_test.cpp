@@ -266,7 +266,7 @@ TEST(Pitfall, P22LossScaleFollowsItsTable) {
                       .window = 3,
                       .hysteresis = hysteresis,
                       .consecutive_hysteresis = consecutive},
-                     7, 60);
+                     7, 40);
       }
     }
     expect_trace(layout,
@@ -441,7 +441,7 @@ TEST(Pitfall, P24AdamFormulaByHand) {
 TEST(Pitfall, P25ReplicasAreEqualAfterALongRun) {
   // Ranks that share a core take turns at every message: where there are many, the same run is
   // shorter.
-  const int steps = job_size() <= 4 ? 10'000 : 1'500;
+  const int steps = job_size() <= 4 ? 10'000 : 1'000;
   const auto layouts = pitfall_layouts();
   const auto replicated = std::find_if(layouts.begin(), layouts.end(), [](const Layout& layout) {
     return layout.shape.p < layout.shape.world && (layout.shape.p > 1 || layout.shape.world < 4);
