@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <bench/bench.hpp>
+#include <checkpoint/checkpoint.hpp>
 #include <config/config.hpp>
 #include <program/session.hpp>
 #include <train/train.hpp>
@@ -25,17 +26,19 @@ Action read_command_line(const Session& session, int argc, char** argv) {
   mics::apps::add_train(app, session, action);
   mics::apps::add_bench(app, session, action);
   mics::apps::add_config(app, session, action);
+  mics::apps::add_checkpoint(app, session, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::RequiredError& error) {
     // CLI11 asks for a command before it says that a word is none.
     const std::string word = argc > 1 ? argv[1] : "";
     if (word.empty() || word.starts_with('-') || app.got_subcommand("train") ||
-        app.got_subcommand("bench") || app.got_subcommand("config")) {
+        app.got_subcommand("bench") || app.got_subcommand("config") ||
+        app.got_subcommand("checkpoint")) {
       throw;
     }
     mics::raise<mics::ArgumentError>({.object = "command",
-                                      .expected = "train, bench or config",
+                                      .expected = "train, bench, checkpoint or config",
                                       .found = mics::in_quotes(word)});
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) throw;

@@ -440,7 +440,7 @@ TEST(Pitfall, P08UpdateReachesEveryRankOfEveryReplica) {
       engine.begin_evaluation();
       for (std::size_t u = 0; u < 2; ++u) {
         const Lease lease = engine.gather(toy.units[u]);
-        EXPECT_EQ(count_differences(toy.model, lease, toy.weight[u], DType::fp32,
+        EXPECT_EQ(count_differences(toy.model, lease, toy.weight[u], engine.config(),
                                     [&](std::int64_t i) {
                                       return toy.initial(toy.weight[u], i) - 0.5 * (step + 1);
                                     }),

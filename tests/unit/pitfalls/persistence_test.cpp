@@ -21,7 +21,7 @@ void expect_gathered(Engine& engine, const Toy& toy, double change, const std::s
   for (std::size_t u = 0; u < toy.units.size(); ++u) {
     const Lease lease = engine.gather(toy.units[u]);
     for (const ParameterId id : {toy.weight[u], toy.bias[u]}) {
-      EXPECT_EQ(count_differences(toy.model, lease, id, DType::fp32,
+      EXPECT_EQ(count_differences(toy.model, lease, id, engine.config(),
                                   [&](std::int64_t i) { return toy.initial(id, i) + change; }),
                 0)
           << toy.model.spec(id).name << " " << when;

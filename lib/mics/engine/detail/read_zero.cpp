@@ -50,8 +50,8 @@ void read_zero(Section& zero, Config& config, const Deck& deck) {
     // Without it the library decides; DeepSpeed's false is the default of a key seldom set.
     const std::string key = "mics_hierarchical_params_gather";
     if (!json.is_auto(key) && json.boolean(key)) {
-      config.two_stage = Switch::on;
-      return "gathers inside and between nodes apart";
+      // One node has no second stage: the plan then says so and gathers flat.
+      config.two_stage = Switch::automatic;
     }
     return "two stages where the nodes allow it";
   });
