@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mics/base/json_reader.hpp>
+#include <mics/checkpoint/directory.hpp>
 #include <mics/engine/config.hpp>
 
 #include <data/token_sequence.hpp>

@@ -58,7 +58,7 @@ TEST(ConfigTest, ReadsTheKeysOfDeepSpeed) {
   EXPECT_EQ(config.compute, DType::bf16);
   EXPECT_EQ(config.preset, Preset::mics);
   EXPECT_EQ(config.shard_size, 4);
-  EXPECT_EQ(config.two_stage, Switch::on);
+  EXPECT_EQ(config.two_stage, Switch::automatic);
   EXPECT_EQ(config.persistence_threshold, 10'000);
   EXPECT_EQ(config.report.with(KeyFate::without_effect).size(), 3U)
       << "overlap_comm, reduce_bucket_size, steps_per_print";
