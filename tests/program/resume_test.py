@@ -142,4 +142,5 @@ class Resume(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    launch.PROGRAM, *launch.LAUNCHER = sys.argv[1:]
     unittest.main(argv=sys.argv[:1], verbosity=2)

@@ -99,8 +99,8 @@ class Plan {
   [[nodiscard]] bool has_resident_gradient(int buffer) const;
 
   /// Collectives of a steady-state step of `micro_steps` micro-steps in each of which units are
-  /// gathered in `order`, one lease at a time, and every unit is reduced once. A model that holds two
-  /// leases at once may gather more often where nothing is prefetched.
+  /// gathered in `order`, one lease at a time, and every unit is reduced once. A model that holds
+  /// two leases at once may gather more often where nothing is prefetched.
   [[nodiscard]] CollectiveCounts count(std::span<const UnitId> order, int micro_steps) const;
   /// `count` for a forward pass in the order of declaration and a backward pass in reverse.
   [[nodiscard]] CollectiveCounts count(int micro_steps) const;

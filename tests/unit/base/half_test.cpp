@@ -86,7 +86,8 @@ TYPED_TEST(HalfTest, WidensEveryPatternExactly) {
     if (std::isnan(expected)) {
       ASSERT_TRUE(std::isnan(found)) << bits;
     } else {
-      ASSERT_EQ(std::bit_cast<std::uint64_t>(found), std::bit_cast<std::uint64_t>(expected)) << bits;
+      ASSERT_EQ(std::bit_cast<std::uint64_t>(found), std::bit_cast<std::uint64_t>(expected))
+          << bits;
     }
   }
 }
@@ -111,7 +112,8 @@ TYPED_TEST(HalfTest, NarrowsEveryPatternToItself) {
 
 TYPED_TEST(HalfTest, RoundsToNearestEven) {
   using F = Format<TypeParam>;
-  std::vector<double> values{0.0, -0.0, 1e-300, 1e300, 65504, 65519.999, 65520, 3.4e38, 1e-45, 5e-8};
+  std::vector<double> values{0.0,       -0.0,  1e-300, 1e300, 65504,
+                             65519.999, 65520, 3.4e38, 1e-45, 5e-8};
   // Around every boundary between neighbours, and the boundary itself: exact in fp64.
   for (int bits = 0; bits < 0x7fff; bits += 7) {
     const double a = value_of(static_cast<std::uint16_t>(bits), F::mantissa_bits, F::bias);
