@@ -65,10 +65,12 @@ class Saver {
   void retain(const Retention& retention) { options_.retention = retention; }
 
   /// Writes and commits; blocks until the step is durable. Copies nothing but through two buffers
-  /// of 8 MiB. \throws IoError if a rank could not write; FormatError if replicas differ, naming
-  /// shard and ranks; StateError while another save is under way \param state    the same on every
-  /// rank \param place    of this rank: shard and, as group, replica \param sources  host memory of
-  /// this rank's shard (or slice) of every array
+  /// of 8 MiB.
+  /// \param state    the same on every rank
+  /// \param place    of this rank: shard and, as group, replica
+  /// \param sources  host memory of this rank's shard (or slice) of every array
+  /// \throws IoError if a rank could not write; FormatError if replicas differ, naming shard and
+  ///         ranks; StateError while another save is under way
   void save(const StoredState& state, const layout::Place& place, std::span<const Source> sources);
 
   /// Copies what this rank writes, so that the memory may change, and lets a helper thread write

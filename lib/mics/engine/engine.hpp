@@ -172,8 +172,8 @@ class GradientScope {
 
   /// The parameter's gradient, e.g. `scope.view<float**>(weight)`, in the gradient dtype (the
   /// parameter's, unless the configuration sets another) and the parameter's shape. That of a
-  /// complex parameter is d(loss)/d(real) + i d(loss)/d(imaginary). Local; no copy. \throws as
-  /// Lease::view, and ArgumentError for a frozen parameter.
+  /// complex parameter is d(loss)/d(real) + i d(loss)/d(imaginary). Local; no copy.
+  /// \throws as Lease::view, and ArgumentError for a frozen parameter
   template <class DataType, class Layout = Kokkos::LayoutRight,
             class Space = Kokkos::DefaultHostExecutionSpace::memory_space>
   [[nodiscard]] auto view(ParameterId parameter) const {
@@ -301,8 +301,8 @@ class Engine {
   [[nodiscard]] ScalarView<const double> loss_scale() const;
 
   /// Learning rates of the coming steps, entry i for step i from the beginning; the last one stays.
-  /// They replace the configuration's schedule. The same on every rank. Local. \throws ConfigError
-  /// for an empty table or a value that is not finite or negative
+  /// They replace the configuration's schedule. The same on every rank. Local.
+  /// \throws ConfigError for an empty table or a value that is not finite or negative
   void set_learning_rates(std::span<const double> table);
 
   /// Tells the other order recorded in the first pass beforehand: units in the order of `gather`
@@ -324,8 +324,10 @@ class Engine {
   /// the step is committed at once or not at all. To be called between steps, without an open
   /// lease. Collective over all ranks, whose calls name the same directory; blocks until the step
   /// is durable or, asynchronously, until what this rank writes is copied. One job saves to a
-  /// directory at a time. Format: lib/mics/checkpoint/FORMAT.md. \throws on every rank alike:
-  /// IoError if a rank could not write (earlier steps are as they
+  /// directory at a time. An asynchronous save is committed by poll_save() or wait_for_save(); an
+  /// engine that ends before gives it up, and earlier steps stay.
+  /// Format: lib/mics/checkpoint/FORMAT.md.
+  /// \throws on every rank alike: IoError if a rank could not write (earlier steps are as they
   ///         were, and the engine goes on); FormatError if replicas differ, naming shard and ranks;
   ///         StateError within a micro-step, or while another save is under way
   void save(const std::string& directory, const SaveRequest& request = {});
