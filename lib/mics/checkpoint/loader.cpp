@@ -139,6 +139,11 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
   const auto is_shared = [&](const Target& to) {
     return broadcast && replicas > 1 && to.range == target.shard(to.buffer, place.shard);
   };
+  const auto pass_over = [&](std::int64_t damaged, const Error& error) {
+    if (!log || world.rank() != 0) return;
+    log(LogLevel::warning, std::string(error.what()) + "; step " + std::to_string(damaged) +
+                               " is passed over for an older one");
+  };
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const std::filesystem::path folder = directory / step_name(steps[i]);
     const bool last = i + 1 == steps.size();
@@ -158,10 +163,7 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
       throw;
     } catch (const Error& error) {
       if (last) throw;
-      if (log && world.rank() == 0) {
-        log(LogLevel::warning, std::string(error.what()) + "; step " + std::to_string(steps[i]) +
-                                   " is passed over for an older one");
-      }
+      pass_over(steps[i], error);
       continue;
     }
     // A model that is another is no damage, which an older step could mend.
@@ -185,10 +187,7 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
       throw;
     } catch (const Error& error) {
       if (last) throw;
-      if (log && world.rank() == 0) {
-        log(LogLevel::warning, std::string(error.what()) + "; step " + std::to_string(steps[i]) +
-                                   " is passed over for an older one");
-      }
+      pass_over(steps[i], error);
       continue;
     }
     for (const Target& to : targets) {
