@@ -46,6 +46,12 @@ class IoError : public Error {
   using Error::Error;
 };
 
+/// The device or its run-time library refused: no memory, a failed kernel, no device.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// Stored data are not what they should be: damaged, incomplete, of another kind or version.
 class FormatError : public Error {
  public:

@@ -10,7 +10,7 @@
 namespace mics::comm {
 namespace {
 
-enum class Kind : std::int32_t { other, argument, config, state, comm, memory, io, format };
+enum class Kind : std::int32_t { other, argument, config, state, comm, memory, io, format, device };
 
 Kind kind_of(const std::exception& error) {
   if (dynamic_cast<const ArgumentError*>(&error) != nullptr) return Kind::argument;
@@ -19,6 +19,7 @@ Kind kind_of(const std::exception& error) {
   if (dynamic_cast<const CommError*>(&error) != nullptr) return Kind::comm;
   if (dynamic_cast<const IoError*>(&error) != nullptr) return Kind::io;
   if (dynamic_cast<const FormatError*>(&error) != nullptr) return Kind::format;
+  if (dynamic_cast<const DeviceError*>(&error) != nullptr) return Kind::device;
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return Kind::memory;
   return Kind::other;
 }
@@ -37,6 +38,8 @@ Kind kind_of(const std::exception& error) {
       throw IoError(text);
     case Kind::format:
       throw FormatError(text);
+    case Kind::device:
+      throw DeviceError(text);
     case Kind::memory:
     case Kind::other:
       break;

@@ -317,6 +317,7 @@ class MpiTransport::RingGather final : public PendingCollective {
   }
   // A step needs the one before it, so the ring turns when its result is wanted.
   void wait(const Execution& /*exec*/) override {
+    if (std::exchange(done_, true)) return;
     const std::vector<int>& ring = transport_.ring_;
     const auto size = static_cast<std::ptrdiff_t>(ring.size());
     const auto here = std::find(ring.begin(), ring.end(), transport_.rank()) - ring.begin();
@@ -337,6 +338,7 @@ class MpiTransport::RingGather final : public PendingCollective {
   std::int64_t bytes_;
   Operation operation_;
   int tag_;
+  bool done_ = false;
 };
 
 MpiTransport::MpiTransport(Communicator comm, std::vector<int> node_of_member,

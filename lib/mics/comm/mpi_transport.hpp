@@ -40,7 +40,8 @@ class MpiTransport final : public Transport {
 
   [[nodiscard]] int rank() const override { return comm_.rank(); }
   [[nodiscard]] int size() const override { return comm_.size(); }
-  [[nodiscard]] std::string_view memory() const override { return "host"; }
+  [[nodiscard]] Memory memory() const override { return Memory::host; }
+  [[nodiscard]] const Execution& execution() const override { return exec_; }
   [[nodiscard]] std::unique_ptr<PendingCollective> start_all_gather(const void* send, void* receive,
                                                                     std::int64_t bytes,
                                                                     const Operation& operation,
@@ -88,6 +89,7 @@ class MpiTransport final : public Transport {
   [[nodiscard]] std::int64_t chunk_bytes() const;
 
   Communicator comm_;
+  Execution exec_{Kokkos::DefaultHostExecutionSpace()};
   TransportContext context_;
   std::vector<int> ring_;         // ranks in node order; empty where the direct exchange is used
   std::vector<int> world_ranks_;  // of the members

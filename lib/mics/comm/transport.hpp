@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/device.hpp>
 #include <mics/base/dtype.hpp>
-#include <mics/base/execution.hpp>
 #include <mics/comm/operation_log.hpp>
 
 #include <cstdint>
@@ -37,25 +37,31 @@ struct Reduction {
 class PendingCollective {
  public:
   virtual ~PendingCollective() = default;
-  /// Completes the collective: later work of `exec` sees the result. Data never becomes available
-  /// after an error. \throws CommError
+  /// Later work of `exec` sees the result. May be called again, for another instance. Blocks the
+  /// host on a transport of host memory. Data never becomes available after an error.
+  /// \throws CommError
   virtual void wait(const Execution& exec) = 0;
 };
 
 /// Collectives of one group of ranks. Every call is collective over the group, made by all its
 /// ranks in the same order with the same sizes, and is ordered after the work of `exec` before it.
-/// Counts are 64-bit. \throws CommError if MPI or a peer fails, or no answer comes within the time
-/// limit.
+/// Counts are 64-bit. \throws CommError if MPI, NCCL or a peer fails, or no answer comes within the
+/// time limit.
 ///
-/// Send and receive buffers lie in memory that the transport reaches: `memory()` says which.
+/// Send and receive buffers lie in memory that the transport reaches: `memory()` says which. A
+/// transport works in the order of its own instance, `execution()`: a call whose `exec` is that
+/// instance needs no other ordering, and what a reduction wrote is ready for work that is ordered
+/// after it. On host memory calls block until their result is there; on device memory they only
+/// enqueue.
 class Transport {
  public:
   virtual ~Transport() = default;
 
   [[nodiscard]] virtual int rank() const = 0;
   [[nodiscard]] virtual int size() const = 0;
-  /// "host" or "device".
-  [[nodiscard]] virtual std::string_view memory() const = 0;
+  [[nodiscard]] virtual Memory memory() const = 0;
+  /// The instance in whose order collectives run.
+  [[nodiscard]] virtual const Execution& execution() const = 0;
 
   /// Starts putting every rank's `bytes` bytes, in rank order, into `receive` of all.
   /// `send` may be this rank's place in `receive` (in place) and must not change until the wait.

@@ -499,7 +499,7 @@ TEST(Transport, KnowsItsPlace) {
 
   EXPECT_EQ(world.transport.rank(), job_rank());
   EXPECT_EQ(world.transport.size(), job_size());
-  EXPECT_EQ(world.transport.memory(), "host");
+  EXPECT_EQ(world.transport.memory(), Memory::host);
 }
 
 }  // namespace
