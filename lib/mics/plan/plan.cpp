@@ -54,6 +54,8 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
 
   std::int64_t longest_shard = 0;
   std::int64_t partials = 0;
+  std::int64_t tensors = 0;
+  std::int64_t most_tensors = 0;
   bool convert1 = false;
   bool convert_between = false;
   bool convert2 = false;
@@ -83,9 +85,23 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
                                                                 hop1_wire(b), sum_dtype(b));
     convert2 = convert2 || sum_dtype(b) != hop2_wire(b) || hop2_factor(b) != 1;
     partials = std::max(partials, state::blocks_of(shard));
+    tensors += std::ssize(buffer.parameters);
+    most_tensors = std::max(most_tensors, std::ssize(buffer.parameters));
+    plan_conversions(b);
   }
-  memory_.scratch = state::arena_bytes(longest_shard) +
-                    state::arena_bytes(partials * static_cast<std::int64_t>(sizeof(double)));
+  for (int b = 0; b < flat_.buffer_count(); ++b) {
+    const state::FlatBuffer& buffer = flat_.buffer(b);
+    const std::int64_t gradient = buffer.trainable ? bytes_of(gradient_dtype(b)) : 0;
+    largest_buffer_bytes_ = std::max(
+        largest_buffer_bytes_, buffer.flat.count() * std::max(gradient, bytes_of(buffer.dtype)));
+  }
+  // A device's norm has its own place; norms of tensors stand one after another there.
+  norm_partials_ = request.memory == Memory::host
+                       ? partials
+                       : request.norms_per_tensor * (tensors + partials + most_tensors);
+  reduce_scratch_bytes_ = state::arena_bytes(longest_shard);
+  memory_.scratch = reduce_scratch_bytes_ +
+                    state::arena_bytes(norm_partials_ * static_cast<std::int64_t>(sizeof(double)));
 
   for (int u = 0; u < model.units(); ++u) {
     for (const int b : flat_.buffers_of(UnitId{u})) {
@@ -101,6 +117,16 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
   memory_.arena = memory_.compute_shards + memory_.master_weights + memory_.optimizer_states +
                   memory_.accumulators + memory_.gather_slots + memory_.gradient_slots +
                   memory_.resident + memory_.scratch;
+  if (request.memory == Memory::device) {
+    memory_.conversions = conversions_.hop1 + conversions_.between + conversions_.hop2;
+    if (request.step_bytes) {
+      const auto trainable = std::count_if(flat_.buffers().begin(), flat_.buffers().end(),
+                                           [](const auto& buffer) { return buffer.trainable; });
+      memory_.step = state::arena_bytes(request.step_bytes(
+          static_cast<int>(trainable), layout.shard_size(), layout.replicas()));
+    }
+    memory_.arena += memory_.conversions + memory_.step;
+  }
 
   // Hop 1 and hop 2 stage what arrives; each transport that reduces has its own.
   using comm::MpiTransport;
@@ -110,7 +136,7 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
                        MpiTransport::staging_bytes(layout.nodes_per_group(), convert_between)
                  : MpiTransport::staging_bytes(layout.shard_size(), convert1);
 
-  if (request.tensor_norms) {
+  if (request.norms_per_tensor > 0) {
     memory_.staging += MpiTransport::staging_bytes(layout.shard_size(), false);
   }
 
@@ -119,6 +145,36 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
   }
   for (const int b : flat_.persistent_buffers()) {
     if (flat_.buffer(b).trainable) hop2_order_.push_back(b);
+  }
+}
+
+// What the transports of a device keep beside their buffers while they reduce this one.
+void Plan::plan_conversions(int buffer) {
+  if (request_.memory != Memory::device || request_.transport != comm::TransportKind::nccl) return;
+  const auto grow = [&](std::int64_t& bytes, int ranks, std::int64_t count, DType source,
+                        DType wire, DType result, double factor) {
+    bytes = std::max(bytes, state::arena_bytes(comm::device_staging_bytes(
+                                ranks, count,
+                                {.source = source, .wire = wire, .result = result, .factor = factor},
+                                request_.sums)));
+  };
+  const std::int64_t shard = flat_.buffer(buffer).flat.shard_count();
+  const DType sum = sum_dtype(buffer);
+  const DType wire = hop1_wire(buffer);
+  if (two_stage_) {
+    const DType inside = parallel::ShardChannel::scratch_dtype(wire, sum);
+    const int nodes = layout_.nodes_per_group();
+    grow(conversions_.hop1, layout_.lanes(), nodes * shard, gradient_dtype(buffer), wire, inside,
+         hop1_factor(buffer));
+    grow(conversions_.between, nodes, shard, inside, between_wire(buffer), sum, 1);
+  } else {
+    grow(conversions_.hop1, layout_.shard_size(), shard, gradient_dtype(buffer), wire, sum,
+         hop1_factor(buffer));
+  }
+  if (layout_.replicas() > 1) {
+    const int replicas = layout_.replicas();
+    grow(conversions_.hop2, replicas, (shard + replicas - 1) / replicas, sum, hop2_wire(buffer),
+         sum, hop2_factor(buffer));
   }
 }
 
@@ -228,7 +284,7 @@ CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) con
     if (layout_.replicas() > 1) ++counts.hop2;
   }
   counts.norm = (sharded ? 1 : 0) + (layout_.replicas() > 1 ? 1 : 0) +
-                (sharded && request_.tensor_norms ? 1 : 0);
+                (sharded && request_.norms_per_tensor > 0 ? 1 : 0);
   return counts;
 }
 
@@ -294,7 +350,12 @@ std::string Plan::text(std::span<const UnitId> order) const {
                            human(memory_.accumulators) + ",");
   line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
                human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
-               ", scratch " + human(memory_.scratch) + ", staging " + human(memory_.staging));
+               ", scratch " + human(memory_.scratch) +
+               (request_.memory == Memory::host ? ""
+                                                : ", conversions " + human(memory_.conversions) +
+                                                      ", step " + human(memory_.step)) +
+               ", staging " + human(memory_.staging) +
+               (request_.memory == Memory::host ? "" : " of the host"));
   const CollectiveCounts counts =
       order.empty() ? count(request_.micro_steps) : count(order, request_.micro_steps);
   line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
@@ -303,9 +364,17 @@ std::string Plan::text(std::span<const UnitId> order) const {
                      " small exchanges; " + plural(request_.micro_steps, "micro-step") +
                      (order.empty() ? ", forward in order of declaration, backward in reverse"
                                     : ", units in the declared order"));
-  line("transport",
-       "MPI, host memory; reductions block the caller, prefetched gathers progress "
-       "inside mics calls");
+  std::string transport = std::string(comm::name(request_.transport)) + ", " +
+                          std::string(name(request_.memory)) + " memory";
+  if (request_.transport == comm::TransportKind::nccl) {
+    transport += request_.sums == comm::DeviceSums::wire ? "; sums in the wire dtype"
+                                                         : "; sums in rank order in fp32";
+  } else {
+    transport +=
+        "; reductions block the caller, prefetched gathers progress inside mics calls";
+  }
+  if (!request_.transport_reason.empty()) transport += "; " + request_.transport_reason;
+  line("transport", transport);
   if (two_stage_) {
     line("gather", "two stages: " + std::to_string(layout_.nodes_per_group()) + " nodes, then " +
                        std::to_string(layout_.lanes()) + " lanes");
