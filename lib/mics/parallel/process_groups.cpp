@@ -102,9 +102,9 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   // One group: its ranks by colour and key, the nodes they lie on, the instance it works on and
   // its memory for conversions. A group for small exchanges takes few of a device's processors.
   const auto transport = [&](int color, int key, std::vector<int> nodes, const auto& make_instance,
-                             std::span<std::byte> staging,
+                             [[maybe_unused]] std::span<std::byte> staging,
                              std::int64_t staged,
-                             int max_ctas = 0) -> std::unique_ptr<comm::Transport> {
+                             [[maybe_unused]] int max_ctas = 0) -> std::unique_ptr<comm::Transport> {
     auto messages =
         std::make_unique<comm::MpiTransport>(world.split(color, key), std::move(nodes), context);
     switch (wiring.kind) {

@@ -54,6 +54,8 @@ template <class DataType, class Layout = Kokkos::LayoutRight>
 template <class View>
 class Borrowed {
  public:
+  using non_const_value_type = typename View::non_const_value_type;
+
   explicit Borrowed(const View& view) : device_(view), host_(to_host(view)) {}
   Borrowed(const Borrowed&) = delete;
   Borrowed& operator=(const Borrowed&) = delete;
@@ -68,6 +70,7 @@ class Borrowed {
   auto& operator()(auto... index) const { return host_(index...); }
   [[nodiscard]] std::size_t extent(int i) const { return host_.extent(i); }
   [[nodiscard]] std::size_t size() const { return host_.size(); }
+  [[nodiscard]] std::size_t span() const { return host_.span(); }
   [[nodiscard]] auto* data() const { return host_.data(); }
 
  private:

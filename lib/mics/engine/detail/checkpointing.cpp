@@ -179,8 +179,8 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
                        share, request.step, log_);
   if (!loaded) return {};
   for (const auto& [data, host] : mirror_) {
-    const bool wanted = std::any_of(targets.begin(), targets.end(), [&](const auto& target) {
-      return target.data == host.data();
+    const bool wanted = std::any_of(targets.begin(), targets.end(), [here = host.data()](const auto& part) {
+      return part.data == here;
     });
     if (wanted) device::copy(exec_, data, host.data(), static_cast<std::int64_t>(host.size()));
   }

@@ -148,7 +148,7 @@ class EngineState {
   [[nodiscard]] std::unique_ptr<comm::Watchdog> watch(const char* what, const Config& config,
                                                       MPI_Comm comm) const;
   // An instance whose kernels reach the state.
-  [[nodiscard]] const Execution& require_reach(const Execution& exec) const;
+  void require_reach(const Execution& exec) const;
   [[nodiscard]] bool on_device() const { return memory_ == Memory::device; }
   void leave_behind();
   [[nodiscard]] Execution agreed_instance(const Execution& exec) const;

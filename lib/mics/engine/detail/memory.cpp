@@ -10,8 +10,8 @@
 
 namespace mics::detail {
 
-const Execution& EngineState::require_reach(const Execution& exec) const {
-  if (on_device() ? exec.reaches_host() == !device::separate : exec.reaches_host()) return exec;
+void EngineState::require_reach(const Execution& exec) const {
+  if (on_device() ? exec.reaches_host() == !device::separate : exec.reaches_host()) return;
   raise<ArgumentError>({.object = "execution-space instance",
                         .expected = "one that reaches " + std::string(name(memory_)) + " memory",
                         .found = exec.reaches_host() ? "an instance of the host"
