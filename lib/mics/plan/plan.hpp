@@ -3,7 +3,7 @@
 
 #include <mics/base/device.hpp>
 #include <mics/base/dtype.hpp>
-#include <mics/comm/transport.hpp>
+#include <mics/comm/device_sums.hpp>
 #include <mics/layout/group_layout.hpp>
 #include <mics/state/flat_model.hpp>
 #include <mics/state/model.hpp>
@@ -116,8 +116,14 @@ class Plan {
     std::int64_t hop2 = 0;
   };
   [[nodiscard]] const Conversions& conversions() const { return conversions_; }
-  /// Bytes of the largest buffer, gathered or as gradients.
-  [[nodiscard]] std::int64_t largest_buffer_bytes() const { return largest_buffer_bytes_; }
+  /// Pinned host memory of each staged transport, by its purpose.
+  struct Staged {
+    std::int64_t gather = 0;
+    std::int64_t reduce = 0;
+    std::int64_t replica = 0;
+    std::int64_t small = 0;  ///< exchanges of the shard group
+  };
+  [[nodiscard]] const Staged& staged() const { return staged_; }
   /// Trainable buffers in the order in which backward passes finish them: hop 2 follows it.
   [[nodiscard]] const std::vector<int>& hop2_order() const { return hop2_order_; }
   /// Bytes of gradients of resident buffers of this rank, by buffer, in arena bytes.
@@ -148,7 +154,7 @@ class Plan {
   Conversions conversions_;
   std::int64_t reduce_scratch_bytes_ = 0;
   std::int64_t norm_partials_ = 0;
-  std::int64_t largest_buffer_bytes_ = 0;
+  Staged staged_;
   bool two_stage_ = false;
   std::int64_t gather_slot_bytes_ = 0;
   std::int64_t gradient_slot_bytes_ = 0;

@@ -31,6 +31,13 @@ struct PoisonKernel {
   }
 };
 
+template <class From, class To>
+struct ConvertKernel {
+  const From* from;
+  To* to;
+  KOKKOS_FUNCTION void operator()(std::int64_t i) const { to[i] = static_cast<To>(from[i]); }
+};
+
 // A team clears a range.
 template <class Word>
 struct ClearRangesKernel {
@@ -145,6 +152,20 @@ std::vector<std::uint64_t> block_checksums(const Execution& exec, const void* da
                std::ssize(result) * static_cast<std::int64_t>(sizeof(std::uint64_t)));
   exec.fence("mics::state::block_checksums: they are copied");
   return result;
+}
+
+void convert(const Execution& exec, const void* from, DType from_type, void* to, DType to_type,
+             std::int64_t count) {
+  visit_arithmetic(from_type, [&](auto from_tag) {
+    using From = typename decltype(from_tag)::type;
+    visit(to_type, [&](auto to_tag) {
+      using To = typename decltype(to_tag)::type;
+      using Policy = Kokkos::RangePolicy<device::Space, Kokkos::IndexType<std::int64_t>>;
+      Kokkos::parallel_for(
+          "mics::state::convert", Policy(exec.as<device::Space>(), 0, count),
+          ConvertKernel<From, To>{static_cast<const From*>(from), static_cast<To*>(to)});
+    });
+  });
 }
 
 }  // namespace mics::state

@@ -36,4 +36,10 @@ void enqueue_block_checksums(const Execution& exec, const void* data, std::int64
 [[nodiscard]] std::vector<std::uint64_t> block_checksums(const Execution& exec, const void* data,
                                                          std::int64_t bytes);
 
+/// to[i] = from[i], rounded to `to_type` once, for `count` elements of device memory. Ordered in
+/// `exec`, an instance of device::Space; local; does not block. Floor: one read and one write.
+/// \throws ArgumentError if `from_type` is no arithmetic dtype
+void convert(const Execution& exec, const void* from, DType from_type, void* to, DType to_type,
+             std::int64_t count);
+
 }  // namespace mics::state

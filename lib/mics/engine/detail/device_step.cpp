@@ -239,6 +239,14 @@ void EngineState::retire_first() {
          .remedy = "lower min_loss_scale or the learning rate, or train in bf16"},
         std::source_location::current())));
   }
+  if (found.betas_out_of_range != 0) {
+    error = std::make_exception_ptr(ArgumentError(format_error(
+        {.object = "betas of the step after step " + std::to_string(found.step),
+         .expected = "numbers of at least 0 and below 1",
+         .found = "others in its rates",
+         .remedy = "a schedule may raise the momentum too far: decay_mom_rate"},
+        std::source_location::current())));
+  }
   step->finish(std::move(result), error);
   if (found.desync_shard >= 0 || found.desync_replica >= 0) report_desync(found);
 }

@@ -114,7 +114,7 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       }()),
       device_watch_(make_device_watch()),
       groups_(world_, plan_.layout(), nodes_, plan_.two_stage(),
-              {&failures_, &operations_, to_milliseconds(config.timeout), device_watch_.get()},
+              {&failures_, &operations_, device_watch_.get(), to_milliseconds(config.timeout)},
               make_wiring()),
       schedule_(model.units(), config.slots, plan_.request().prefetch, !config.debug),
       rate_schedule_(config.schedule, config.optimizer.learning_rate),
@@ -165,7 +165,8 @@ void EngineState::require_capacity() const {
 
 std::unique_ptr<comm::DeviceWatch> EngineState::make_device_watch() {
   if (transport_.kind != comm::TransportKind::nccl) return nullptr;
-  return std::make_unique<comm::DeviceWatch>(failures_, to_milliseconds(config_.timeout));
+  return std::make_unique<comm::DeviceWatch>(failures_, operations_,
+                                             to_milliseconds(config_.timeout));
 }
 
 parallel::Wiring EngineState::make_wiring() {
@@ -178,7 +179,10 @@ parallel::Wiring EngineState::make_wiring() {
   wiring.hop1 = region(sizes.hop1);
   wiring.between = region(sizes.between);
   wiring.hop2 = region(sizes.hop2);
-  wiring.largest_buffer = plan_.largest_buffer_bytes();
+  wiring.staged_gather = plan_.staged().gather;
+  wiring.staged_reduce = plan_.staged().reduce;
+  wiring.staged_replica = plan_.staged().replica;
+  wiring.staged_small = plan_.staged().small;
   return wiring;
 }
 
