@@ -13,6 +13,21 @@
 namespace mics::optim {
 
 using detail::Member;
+using detail::StepMemory;
+using detail::StepRate;
+
+// What is kept from step to step, and from one kernel of a step to the next.
+struct detail::StepMemory {
+  std::int64_t steps = 0;
+  LossScaleState scaler;
+  double group_squares = 0;
+  double learning_rate = 0;  // of the decision
+  double beta1 = 0;
+  double beta2 = 0;
+  double scale = 0;
+  std::int32_t desync_shard = -1;
+  std::int32_t update = 0;
+};
 
 namespace {
 
@@ -165,28 +180,13 @@ class Regions {
   std::int64_t used_ = 0;
 };
 
-}  // namespace
-
-// What is kept from step to step, and from one kernel of a step to the next.
-struct DeviceStep::Kept {
-  std::int64_t steps = 0;
-  LossScaleState scaler;
-  double group_squares = 0;
-  double learning_rate = 0;  // of the decision
-  double beta1 = 0;
-  double beta2 = 0;
-  double scale = 0;
-  std::int32_t desync_shard = -1;
-  std::int32_t update = 0;
-};
-
-struct DeviceStep::Memory {
-  Kept* kept;
+struct Memory {
+  StepMemory* kept;
   double* scalars;  // loss, loss scale
   double* factors;
   std::int64_t* updates;
   DeviceStepInfo* infos;
-  Rate* rates;
+  StepRate* rates;
   double* group;  // what begin() clears lies together, from here on
   double* replica;
   double* squares;
@@ -195,12 +195,12 @@ struct DeviceStep::Memory {
 
   Memory(std::byte* base, std::int64_t buffers, std::int64_t shards, std::int64_t replicas) {
     Regions regions(base);
-    kept = regions.take<Kept>(1);
+    kept = regions.take<StepMemory>(1);
     scalars = regions.take<double>(2);
     factors = regions.take<double>(buffers);
     updates = regions.take<std::int64_t>(buffers);
     infos = regions.take<DeviceStepInfo>(buffers);
-    rates = regions.take<Rate>(rate_capacity);
+    rates = regions.take<StepRate>(DeviceStep::rate_capacity);
     group = regions.take<double>(shards * group_slot);
     replica = regions.take<double>(replicas * replica_slot + buffers);
     squares = regions.take<double>(buffers);
@@ -210,13 +210,13 @@ struct DeviceStep::Memory {
 };
 
 // One thread.
-struct DeviceStep::FoldGroupKernel {
+struct FoldGroupKernel {
   const double* group;
   int shards;
   int shard;
   std::uint64_t history;
   double* slot;
-  Kept* kept;
+  StepMemory* kept;
 
   KOKKOS_FUNCTION void operator()(int /*one*/) const {
     double squares = 0;
@@ -236,13 +236,13 @@ struct DeviceStep::FoldGroupKernel {
 };
 
 // One team: its first thread decides, all of them tell the buffers.
-struct DeviceStep::DecideKernel {
+struct DecideKernel {
   const double* replica;
   int replicas;
   int own_replica;
   int buffers;
   std::int64_t rates_end;
-  const Rate* rates;
+  const StepRate* rates;
   LossScaleConfig scaling;
   double gradient_clipping;
   const double* factors;
@@ -250,7 +250,7 @@ struct DeviceStep::DecideKernel {
   DeviceStepInfo* infos;
   double* loss;
   double* loss_scale;
-  Kept* kept;
+  StepMemory* kept;
   StepOutcome* outcome;
   std::uint8_t* contributed;
   bool bias_correction;
@@ -287,7 +287,7 @@ struct DeviceStep::DecideKernel {
       samples += replica[r * replica_slot + 1];
     }
     const std::int64_t position = kept->steps < rates_end ? kept->steps : rates_end - 1;
-    const Rate rate = rates[position % rate_capacity];
+    const StepRate rate = rates[position % DeviceStep::rate_capacity];
     const double scale = kept->scaler.scale;
     const double divisor = scale * samples;
     const double norm = Kokkos::sqrt(kept->group_squares) / divisor;
@@ -330,6 +330,8 @@ struct DeviceStep::DecideKernel {
     *loss_scale = kept->scaler.scale;
   }
 };
+
+}  // namespace
 
 OutcomeRing::OutcomeRing(int buffers, int slots)
     : buffers_(static_cast<std::size_t>(buffers)),
@@ -492,7 +494,7 @@ void DeviceStep::set_rates(std::int64_t first, std::span<const Rates> rates) {
   const std::int64_t before_end = std::min(count, rate_capacity - at);
   const auto copy = [&](std::int64_t from, std::int64_t part) {
     device::copy(exec_, rates_ + from, staged_rates_.data() + from,
-                 part * static_cast<std::int64_t>(sizeof(Rate)));
+                 part * static_cast<std::int64_t>(sizeof(StepRate)));
   };
   copy(at, before_end);
   copy(0, count - before_end);
@@ -501,10 +503,10 @@ void DeviceStep::set_rates(std::int64_t first, std::span<const Rates> rates) {
 }
 
 DeviceStepState DeviceStep::state() const {
-  Kept kept;
+  StepMemory kept;
   DeviceStepState result;
   result.updates.resize(counts_.size());
-  device::copy(exec_, &kept, kept_, sizeof(Kept));
+  device::copy(exec_, &kept, kept_, sizeof(StepMemory));
   device::copy(exec_, result.updates.data(), updates_,
                std::ssize(result.updates) * static_cast<std::int64_t>(sizeof(std::int64_t)));
   exec_.fence("mics::optim::DeviceStep::state");
@@ -519,10 +521,10 @@ void DeviceStep::restore(const DeviceStepState& state) {
                           .expected = std::to_string(counts_.size()) + " counts of updates",
                           .found = std::to_string(state.updates.size())});
   }
-  Kept kept;
+  StepMemory kept;
   kept.steps = state.steps;
   kept.scaler = state.scaler;
-  device::copy(exec_, kept_, &kept, sizeof(Kept));
+  device::copy(exec_, kept_, &kept, sizeof(StepMemory));
   device::copy(exec_, loss_scale_, &kept.scaler.scale, sizeof(double));
   device::copy(exec_, updates_, state.updates.data(),
                std::ssize(state.updates) * static_cast<std::int64_t>(sizeof(std::int64_t)));

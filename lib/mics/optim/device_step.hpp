@@ -79,6 +79,18 @@ struct DeviceStepState {
   std::vector<std::int64_t> updates = {};  ///< of each trainable buffer
 };
 
+namespace detail {
+
+/// The rates of one step on a device.
+struct StepRate {
+  double learning_rate = 0;
+  double beta1 = 0;
+  double beta2 = 0;
+};
+struct StepMemory;
+
+}  // namespace detail
+
 /// The part of a step that depends on whether it is skipped, decided by the device: norm, loss
 /// scale, counts, rates, clipping. The host enqueues and never learns of it before the step's end.
 ///
@@ -154,33 +166,21 @@ class DeviceStep {
   void restore(const DeviceStepState& state);
 
  private:
-  struct Rate {
-    double learning_rate;
-    double beta1;
-    double beta2;
-  };
-  struct Memory;
-  struct Kept;
-  struct DecideKernel;
-  struct FoldGroupKernel;
-
-  void add_up_squares(std::span<const std::uint8_t> contributed);
-
   Execution exec_;
   DeviceStepSettings settings_;
   std::vector<std::int64_t> counts_;  // elements of each buffer in this step
   std::int64_t rates_end_ = 0;        // steps whose rates are known
-  Kokkos::View<Rate*, device::PinnedSpace> staged_rates_;
+  Kokkos::View<detail::StepRate*, device::PinnedSpace> staged_rates_;
   Marker staged_;
 
   // Device memory.
-  Kept* kept_ = nullptr;
+  detail::StepMemory* kept_ = nullptr;
   double* loss_ = nullptr;
   double* loss_scale_ = nullptr;
   double* factors_ = nullptr;
   std::int64_t* updates_ = nullptr;
   DeviceStepInfo* infos_ = nullptr;
-  Rate* rates_ = nullptr;
+  detail::StepRate* rates_ = nullptr;
   double* group_ = nullptr;
   double* replica_ = nullptr;
   double* squares_ = nullptr;

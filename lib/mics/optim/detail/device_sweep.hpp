@@ -123,7 +123,7 @@ struct UpdateKernel {
     T w[width];
     T a[width];
     T b[width];
-    T average[width];
+    T average[width] = {};
     T g[width];
     load_pack<T>(weights, begin, w);
     if constexpr (Rule::states > 0) load_pack<T>(states[0], begin, a);
