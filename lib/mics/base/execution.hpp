@@ -9,6 +9,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace mics {
 
@@ -112,6 +113,31 @@ class Execution {
 
  private:
   std::shared_ptr<const detail::AnyInstance> self_;
+};
+
+/// The newest markers of several instances, one each: everything that used a thing.
+class Markers {
+ public:
+  /// All work that `exec` has now.
+  void add(const Execution& exec) {
+    for (auto& [instance, marker] : newest_) {
+      if (!instance.same_as(exec)) continue;
+      marker = exec.mark();
+      return;
+    }
+    newest_.emplace_back(exec, exec.mark());
+  }
+  /// Later work of `exec` runs after all of it. Local; blocks as Execution::wait_for.
+  void order_before(const Execution& exec) const {
+    for (const auto& [instance, marker] : newest_) {
+      if (!instance.same_as(exec) || exec.reaches_host()) exec.wait_for(marker);
+    }
+  }
+  void clear() { newest_.clear(); }
+  [[nodiscard]] bool empty() const { return newest_.empty(); }
+
+ private:
+  std::vector<std::pair<Execution, Marker>> newest_;
 };
 
 }  // namespace mics

@@ -11,6 +11,26 @@
 
 namespace mics::comm {
 
+/// Who moves the bytes.
+enum class TransportKind : std::uint8_t {
+  mpi,     ///< host memory, by messages
+  nccl,    ///< device memory
+  staged,  ///< device memory, through pinned memory of the host and messages
+};
+
+/// `MPI`, `NCCL` or `MPI, staged`.
+[[nodiscard]] constexpr std::string_view name(TransportKind kind) {
+  switch (kind) {
+    case TransportKind::mpi:
+      return "MPI";
+    case TransportKind::nccl:
+      return "NCCL";
+    case TransportKind::staged:
+      break;
+  }
+  return "MPI, staged";
+}
+
 /// What a reduction does with the values that are in the result already.
 enum class SumMode : std::uint8_t {
   assign,  ///< result = sum over ranks
@@ -29,7 +49,7 @@ struct Reduction {
   SumMode mode = SumMode::assign;
 
   /// True if elements change on their way to the wire.
-  [[nodiscard]] bool converts() const { return source != wire || factor != 1; }
+  [[nodiscard]] constexpr bool converts() const { return source != wire || factor != 1; }
 };
 
 /// A collective under way. Destroying one that was not waited for abandons it: its buffers must

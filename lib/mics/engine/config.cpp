@@ -2,6 +2,7 @@
 #include <mics/base/error.hpp>
 #include <mics/engine/config.hpp>
 #include <mics/engine/detail/config_section.hpp>
+#include <mics/optim/device_step.hpp>
 
 #include <algorithm>
 #include <array>
@@ -338,7 +339,7 @@ PlanRequest Config::plan_request(int world_size) const {
                         : std::shared_ptr<const optim::Optimizer>(optim::make_optimizer(optimizer));
   request.optimizer = rule->name();
   request.states = static_cast<int>(rule->states().size());
-  request.tensor_norms = rule->norms_per_tensor() > 0;
+  request.norms_per_tensor = rule->norms_per_tensor();
   request.keep_gathered = preset == Preset::zero2;
   request.want_two_stage = two_stage != Switch::off;
   request.require_two_stage = two_stage == Switch::on;
@@ -346,6 +347,8 @@ PlanRequest Config::plan_request(int world_size) const {
   request.prefetch = std::min(prefetch.value_or(slots - 1), slots - 1);
   request.debug = debug;
   request.micro_steps = static_cast<int>(accumulation_steps.value_or(1));
+  request.sums = device_sums;
+  request.step_bytes = optim::DeviceStep::bytes;
   request.persistence = {persistence_threshold, persistence_model_threshold};
   return request;
 }
@@ -415,6 +418,8 @@ std::string Config::describe() const {
   line("gradient_predivide_factor", exact(gradient_predivide_factor));
   line("prescale_gradients", integer(prescale_gradients));
   line("replica_check", integer(replica_check_every) + ' ' + integer(replica_action));
+  line("memory", optional(memory) + ' ' + integer(nccl) + ' ' + integer(share_device) + ' ' +
+                     integer(device_sums));
   line("seed", std::to_string(seed));
   line("slots", std::to_string(slots));
   line("prefetch", optional(prefetch));

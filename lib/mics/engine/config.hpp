@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/device.hpp>
 #include <mics/base/dtype.hpp>
 #include <mics/base/json_reader.hpp>
+#include <mics/comm/device_sums.hpp>
 #include <mics/engine/batch.hpp>
 #include <mics/engine/config_report.hpp>
 #include <mics/optim/loss_scaler.hpp>
@@ -79,6 +81,12 @@ struct Config {
   /// state once: about the time of an optimizer's step.
   std::int64_t replica_check_every = 1000;
   ReplicaCheck replica_action = ReplicaCheck::abort;
+
+  /// Where the state lives; default: where kernels of the engine's instance compute.
+  std::optional<Memory> memory = {};
+  Switch nccl = Switch::automatic;  ///< for device memory; off: through pinned memory and MPI
+  bool share_device = false;        ///< several ranks may use one device, which NCCL cannot
+  comm::DeviceSums device_sums = comm::DeviceSums::wire;
 
   std::uint64_t seed = 42;
   int slots = 2;                     ///< units that can be gathered, and reduced, at a time

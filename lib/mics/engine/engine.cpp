@@ -30,7 +30,10 @@ void Lease::end() {
   std::exchange(engine_, nullptr)->release(unit_, users_);
 }
 
-void Lease::also_on(const Execution& exec) { users_.push_back(exec); }
+void Lease::also_on(const Execution& exec) {
+  if (engine_ != nullptr) engine_->share_parameters(unit_, exec);
+  users_.push_back(exec);
+}
 
 detail::RawView Lease::raw(const detail::ViewRequest& request) const {
   if (engine_ == nullptr) {
@@ -57,7 +60,10 @@ GradientScope::~GradientScope() {
       std::uncaught_exceptions() > 0 ? comm::FailureKind::text_follows : comm::FailureKind::cause);
 }
 
-void GradientScope::also_on(const Execution& exec) { users_.push_back(exec); }
+void GradientScope::also_on(const Execution& exec) {
+  if (engine_ != nullptr) engine_->share_gradient(unit_, exec);
+  users_.push_back(exec);
+}
 
 detail::RawView GradientScope::raw(const detail::ViewRequest& request) const {
   if (engine_ == nullptr) {
@@ -114,9 +120,11 @@ GradientScope Engine::gradient(UnitId unit, const Execution& exec, GradientMode 
 
 StepHandle Engine::step() { return StepHandle(state_->step()); }
 
-ScalarView<double> Engine::loss() const { return ScalarView<double>(state_->loss()); }
-ScalarView<const double> Engine::loss_scale() const {
-  return ScalarView<const double>(state_->loss_scale());
+double* Engine::loss_in(bool host, std::string_view space) const {
+  return state_->loss(host, space);
+}
+const double* Engine::loss_scale_in(bool host, std::string_view space) const {
+  return state_->loss_scale(host, space);
 }
 
 void Engine::set_learning_rates(std::span<const double> table) {

@@ -103,9 +103,9 @@ ParameterView<DataType, Layout, Space> make_view(const RawView& raw) {
 
 }  // namespace detail
 
-/// One number that the engine owns; host memory.
-template <class T>
-using ScalarView = Kokkos::View<T, Kokkos::HostSpace, Kokkos::MemoryTraits<Kokkos::Unmanaged>>;
+/// One number that the engine owns, in the memory that holds its state.
+template <class T, class Space = Kokkos::DefaultExecutionSpace::memory_space>
+using ScalarView = Kokkos::View<T, Space, Kokkos::MemoryTraits<Kokkos::Unmanaged>>;
 
 /// How long a gathered unit is wanted.
 enum class Keep : std::uint8_t {
@@ -130,12 +130,14 @@ class Lease {
   Lease(const Lease&) = delete;
   ~Lease();
 
-  /// The parameter as a read-only view of its own shape, e.g. `lease.view<const float**>(weight)`.
-  /// Local; no copy. \tparam DataType const element type and one `*` per extent
+  /// The parameter as a read-only view of its own shape, e.g. `lease.view<const float**>(weight)`,
+  /// for kernels of the lease's instances. Local; no copy; does not block.
+  /// \tparam DataType  const element type and one `*` per extent
+  /// \tparam Space     of the engine's memory: the default execution space's, or Kokkos::HostSpace
   /// \throws ArgumentError if dtype, rank, layout, space or unit do not fit; StateError after the
   /// end
   template <class DataType, class Layout = Kokkos::LayoutRight,
-            class Space = Kokkos::DefaultHostExecutionSpace::memory_space>
+            class Space = Kokkos::DefaultExecutionSpace::memory_space>
   [[nodiscard]] auto view(ParameterId parameter) const {
     static_assert(std::is_const_v<typename detail::DataTypeTraits<DataType>::value_type>,
                   "gathered parameters are read-only: write const");
@@ -145,7 +147,7 @@ class Lease {
 
   /// Says that kernels of another instance read the views too, which they may from now on. Local.
   void also_on(const Execution& exec);
-  /// Ends the lease now. Local.
+  /// Ends the lease now. Local; does not block.
   void end();
 
  private:
@@ -175,7 +177,7 @@ class GradientScope {
   /// complex parameter is d(loss)/d(real) + i d(loss)/d(imaginary). Local; no copy.
   /// \throws as Lease::view, and ArgumentError for a frozen parameter
   template <class DataType, class Layout = Kokkos::LayoutRight,
-            class Space = Kokkos::DefaultHostExecutionSpace::memory_space>
+            class Space = Kokkos::DefaultExecutionSpace::memory_space>
   [[nodiscard]] auto view(ParameterId parameter) const {
     return detail::make_view<DataType, Layout, Space>(
         raw(detail::view_request<DataType, Layout, Space>(parameter)));
@@ -218,18 +220,34 @@ struct StepResult {
   std::vector<std::string> untouched;  ///< buffers that no rank contributed to: left as they were
 };
 
-/// Names a step whose result can be read without waiting for it.
+namespace detail {
+
+/// A step's result, there or on its way.
+class StepOutcome {
+ public:
+  virtual ~StepOutcome() = default;
+  [[nodiscard]] virtual bool ready() = 0;
+  [[nodiscard]] virtual const StepResult& get() = 0;
+};
+
+}  // namespace detail
+
+/// Names a step whose result can be read without waiting for it. It may outlive the engine if it
+/// was ready before.
 class StepHandle {
  public:
   /// True if `get()` would not wait. Local.
-  [[nodiscard]] bool ready() const { return true; }
+  [[nodiscard]] bool ready() const { return outcome_->ready(); }
   /// The result; blocks the host until the step is done. Local.
-  [[nodiscard]] const StepResult& get() const { return *result_; }
+  /// \throws StateError if gradients were not finite at the lowest loss scale, where that was not
+  /// known when `step()` returned; CommError if a rank failed meanwhile
+  [[nodiscard]] const StepResult& get() const { return outcome_->get(); }
 
  private:
   friend class Engine;
-  explicit StepHandle(std::shared_ptr<const StepResult> result) : result_(std::move(result)) {}
-  std::shared_ptr<const StepResult> result_;
+  explicit StepHandle(std::shared_ptr<detail::StepOutcome> outcome)
+      : outcome_(std::move(outcome)) {}
+  std::shared_ptr<detail::StepOutcome> outcome_;
 };
 
 /// Trains a model whose state is sharded over the ranks of a communicator.
@@ -289,16 +307,24 @@ class Engine {
                                        GradientMode mode = GradientMode::add);
 
   /// Reduces over the replicas what is not reduced yet, clips, updates or skips, and writes the
-  /// parameters. Collective over all ranks; blocks with the MPI transport.
+  /// parameters. Collective over all ranks; blocks with the MPI transport. With NCCL it enqueues the
+  /// step on the engine's instance and waits only for the step before the last.
   /// \throws StateError if the last micro-step was not announced, a lease or scope is open, a
   /// scope is deferred, or gradients are not finite at the lowest loss scale (the state is then as
   /// it was, and the engine goes on); CommError if replicas differ and are not to be repaired
   StepHandle step();
 
-  /// Where the application adds the sum of its samples' losses in a micro-step; host memory.
-  [[nodiscard]] ScalarView<double> loss() const;
-  /// The factor that the application puts on its loss; host memory.
-  [[nodiscard]] ScalarView<const double> loss_scale() const;
+  /// Where the application adds the sum of its samples' losses in a micro-step, on a device by
+  /// kernels of the engine's instance. Local. \throws ArgumentError for a space of other memory
+  template <class Space = Kokkos::DefaultExecutionSpace::memory_space>
+  [[nodiscard]] ScalarView<double, Space> loss() const {
+    return ScalarView<double, Space>(loss_in(in_host_memory<Space>, Space::name()));
+  }
+  /// The factor that the application puts on its loss. As loss().
+  template <class Space = Kokkos::DefaultExecutionSpace::memory_space>
+  [[nodiscard]] ScalarView<const double, Space> loss_scale() const {
+    return ScalarView<const double, Space>(loss_scale_in(in_host_memory<Space>, Space::name()));
+  }
 
   /// Learning rates of the coming steps, entry i for step i from the beginning; the last one stays.
   /// They replace the configuration's schedule. The same on every rank. Local.
@@ -385,6 +411,12 @@ class Engine {
   [[nodiscard]] std::int64_t arena_bytes() const;
 
  private:
+  template <class Space>
+  static constexpr bool in_host_memory =
+      Kokkos::SpaceAccessibility<Space, Kokkos::HostSpace>::accessible;
+  [[nodiscard]] double* loss_in(bool host, std::string_view space) const;
+  [[nodiscard]] const double* loss_scale_in(bool host, std::string_view space) const;
+
   std::unique_ptr<detail::EngineState> state_;
 };
 

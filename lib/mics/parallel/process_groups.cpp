@@ -1,6 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/error.hpp>
+#include <mics/comm/agreement.hpp>
+#include <mics/comm/staged_transport.hpp>
 #include <mics/parallel/process_groups.hpp>
+#ifdef MICS_HAS_NCCL
+#include <mics/comm/nccl_communicator.hpp>
+#include <mics/comm/nccl_transport.hpp>
+#endif
 
+#include <algorithm>
+#include <array>
+#include <optional>
 #include <utility>
 
 namespace mics::parallel {
@@ -21,16 +31,98 @@ std::vector<int> nodes_of_ranks(const comm::Communicator& world, int ranks_per_n
   return nodes;
 }
 
+namespace {
+
+// The rank with the lowest number that shares this rank's device; its own if none does.
+int first_on_device(const comm::Communicator& world) {
+  const comm::Communicator node = world.split_by_node();
+  std::array<char, 32> mine{};
+  const std::string identity = device::identity();
+  std::copy_n(identity.begin(), std::min(identity.size(), mine.size() - 1), mine.begin());
+  std::vector<std::array<char, 32>> all(static_cast<std::size_t>(node.size()));
+  comm::check(MPI_Allgather(mine.data(), static_cast<int>(mine.size()), MPI_CHAR, all.data(),
+                            static_cast<int>(mine.size()), MPI_CHAR, node.native()),
+              "discovery of devices");
+  const auto first = static_cast<int>(std::find(all.begin(), all.end(), mine) - all.begin());
+  std::vector<int> ranks(static_cast<std::size_t>(node.size()));
+  const int rank = world.rank();
+  comm::check(MPI_Allgather(&rank, 1, MPI_INT, ranks.data(), 1, MPI_INT, node.native()),
+              "discovery of devices");
+  return ranks[static_cast<std::size_t>(first)];
+}
+
+}  // namespace
+
+Choice choose_device_transport(const comm::Communicator& world, bool require_nccl, bool want_nccl,
+                               bool may_share) {
+  std::string obstacle;
+#ifndef MICS_HAS_NCCL
+  obstacle = "this build has no NCCL";
+#endif
+  if (device::separate) {
+    const int first = first_on_device(world);
+    comm::agree(world, [&] {
+      if (first == world.rank() || may_share) return;
+      raise<ConfigError>({.object = "device of rank " + std::to_string(world.rank()),
+                          .expected = "one device a rank",
+                          .found = device::identity() + ", which rank " + std::to_string(first) +
+                                   " uses too",
+                          .remedy = "start one rank a device, or set \"share_device\" to true"});
+    });
+    const int mine = first == world.rank() ? 0 : 1;
+    int shared = 0;
+    comm::check(MPI_Allreduce(&mine, &shared, 1, MPI_INT, MPI_MAX, world.native()),
+                "discovery of devices");
+    if (shared != 0 && obstacle.empty()) obstacle = "ranks share a device";
+  }
+  if (!want_nccl && obstacle.empty()) obstacle = "NCCL is switched off";
+  if (obstacle.empty()) return {comm::TransportKind::nccl, {}};
+  comm::agree(world, [&] {
+    if (!require_nccl) return;
+    raise<ConfigError>({.object = "nccl",
+                        .expected = "ranks that can use it",
+                        .found = obstacle,
+                        .remedy = "use \"auto\""});
+  });
+  return {comm::TransportKind::staged, "no NCCL: " + obstacle};
+}
+
 ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::GroupLayout& layout,
                              const std::vector<int>& node_of_rank, bool two_stage,
-                             comm::TransportContext context) {
+                             comm::TransportContext context, const Wiring& wiring) {
   const layout::Place& here = layout.place(world.rank());
   const auto node_of = [&](int group, int shard) {
     return node_of_rank[static_cast<std::size_t>(layout.rank_of(group, shard))];
   };
-  const auto transport = [&](comm::Communicator group, std::vector<int> nodes) {
-    return std::make_unique<comm::MpiTransport>(std::move(group), std::move(nodes), context);
+#ifdef MICS_HAS_NCCL
+  std::optional<comm::NcclCommunicator> parent;
+  if (wiring.kind == comm::TransportKind::nccl) parent = comm::NcclCommunicator::create(world);
+#endif
+
+  // One group: its ranks by colour and key, the nodes they lie on, the instance it works on and
+  // its memory for conversions. A group for small exchanges takes few of a device's processors.
+  const auto transport = [&](int color, int key, std::vector<int> nodes, const auto& make_instance,
+                             [[maybe_unused]] std::span<std::byte> staging,
+                             std::int64_t staged,
+                             [[maybe_unused]] int max_ctas = 0) -> std::unique_ptr<comm::Transport> {
+    auto messages =
+        std::make_unique<comm::MpiTransport>(world.split(color, key), std::move(nodes), context);
+    switch (wiring.kind) {
+      case comm::TransportKind::mpi:
+        return messages;
+      case comm::TransportKind::nccl:
+#ifdef MICS_HAS_NCCL
+        return std::make_unique<comm::NcclTransport>(parent->split(color, key, max_ctas),
+                                                     std::move(messages), make_instance(), context,
+                                                     wiring.sums, staging);
+#endif
+      case comm::TransportKind::staged:
+        break;
+    }
+    return std::make_unique<comm::StagedTransport>(std::move(messages), make_instance(), staged);
   };
+  const auto own_instance = [] { return device::make_instance(true); };
+  const auto given_instance = [&] { return wiring.exec; };
 
   std::vector<int> shard_nodes;
   for (int tau = 0; tau < layout.shard_size(); ++tau) {
@@ -40,14 +132,17 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   for (int group = 0; group < layout.replicas(); ++group) {
     replica_nodes.push_back(node_of(group, here.shard));
   }
-  const auto split_shard = [&] {
-    return transport(world.split(here.group, here.shard), shard_nodes);
-  };
-  shard_ = split_shard();
-  replica_ = transport(world.split(here.shard, here.group), replica_nodes);
+  shard_ = transport(here.group, here.shard, shard_nodes, given_instance, {},
+                     wiring.staged_small, 1);
+  replica_ = transport(here.shard, here.group, replica_nodes, own_instance, wiring.hop2,
+                       wiring.staged_replica);
 
-  const auto channel = [&]() -> std::unique_ptr<ShardChannel> {
-    if (!two_stage) return std::make_unique<ShardChannel>(split_shard());
+  const auto channel = [&](std::span<std::byte> inside, std::span<std::byte> between,
+                           std::int64_t staged) -> std::unique_ptr<ShardChannel> {
+    if (!two_stage) {
+      return std::make_unique<ShardChannel>(
+          transport(here.group, here.shard, shard_nodes, own_instance, inside, staged));
+    }
     const int nodes = layout.nodes_per_group();
     const int lanes = layout.lanes();
     std::vector<int> intra_nodes;
@@ -58,12 +153,14 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
     for (int node = 0; node < nodes; ++node) {
       inter_nodes.push_back(node_of(here.group, layout::lane_major_shard(node, here.lane, nodes)));
     }
-    auto intra = transport(world.split(here.group * nodes + here.node, here.lane), intra_nodes);
-    auto inter = transport(world.split(here.group * lanes + here.lane, here.node), inter_nodes);
+    auto intra = transport(here.group * nodes + here.node, here.lane, intra_nodes, own_instance,
+                           inside, staged);
+    auto inter = transport(here.group * lanes + here.lane, here.node, inter_nodes, own_instance,
+                           between, staged);
     return std::make_unique<ShardChannel>(std::move(intra), std::move(inter));
   };
-  gather_ = channel();
-  reduce_ = channel();
+  gather_ = channel({}, {}, wiring.staged_gather);
+  reduce_ = channel(wiring.hop1, wiring.between, wiring.staged_reduce);
 }
 
 }  // namespace mics::parallel

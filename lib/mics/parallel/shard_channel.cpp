@@ -7,7 +7,8 @@
 
 namespace mics::parallel {
 
-/// Stage 1 is under way from the start; stage 2 needs its result and runs in the wait.
+/// Stage 2 needs the result of stage 1. On a device it is enqueued behind it; on the host, where
+/// that would block, it runs in the first wait.
 class ShardChannel::TwoStageGather final : public comm::PendingCollective {
  public:
   TwoStageGather(ShardChannel& channel, const void* shard, void* full, std::int64_t shard_bytes,
@@ -15,20 +16,27 @@ class ShardChannel::TwoStageGather final : public comm::PendingCollective {
       : channel_(channel), full_(static_cast<std::byte*>(full)), operation_(operation) {
     lane_bytes_ = channel.inter_->size() * shard_bytes;
     stage1_ = channel.inter_->start_all_gather(shard, lane(), shard_bytes, operation, exec);
+    if (channel.inter_->memory() == Memory::device) start_stage2();
   }
   void wait(const Execution& exec) override {
-    stage1_->wait(exec);
-    channel_.intra_->all_gather(lane(), full_, lane_bytes_, operation_, exec);
+    if (stage2_ == nullptr) start_stage2();
+    stage2_->wait(exec);
   }
 
  private:
   [[nodiscard]] std::byte* lane() const { return full_ + channel_.intra_->rank() * lane_bytes_; }
+  void start_stage2() {
+    const Execution& inside = channel_.intra_->execution();
+    stage1_->wait(inside);
+    stage2_ = channel_.intra_->start_all_gather(lane(), full_, lane_bytes_, operation_, inside);
+  }
 
   ShardChannel& channel_;
   std::byte* full_;
   std::int64_t lane_bytes_ = 0;
   comm::Operation operation_;
   std::unique_ptr<comm::PendingCollective> stage1_;
+  std::unique_ptr<comm::PendingCollective> stage2_;
 };
 
 ShardChannel::ShardChannel(std::unique_ptr<comm::Transport> flat) : flat_(std::move(flat)) {}
@@ -61,7 +69,10 @@ void ShardChannel::reduce(const void* full, void* shard, std::int64_t shard_coun
                                 .result = reduction.result,
                                 .factor = 1,
                                 .mode = reduction.mode};
-  inter_->reduce_scatter(scratch, shard, shard_count, outside, operation, exec);
+  // The scratch is free for the next buffer's stage 1 when stage 2 has read it.
+  const Execution& after = intra_->execution();
+  inter_->reduce_scatter(scratch, shard, shard_count, outside, operation, after);
+  after.wait_for(inter_->execution());
 }
 
 std::uint64_t ShardChannel::fingerprint() const {

@@ -29,6 +29,20 @@ class ShardChannel {
   ShardChannel(std::unique_ptr<comm::Transport> intra, std::unique_ptr<comm::Transport> inter);
 
   [[nodiscard]] bool two_stage() const { return flat_ == nullptr; }
+  /// The instance in whose order calls start: the first stage's.
+  [[nodiscard]] const Execution& start_of_gather() const {
+    return two_stage() ? inter_->execution() : flat_->execution();
+  }
+  [[nodiscard]] const Execution& end_of_gather() const {
+    return two_stage() ? intra_->execution() : flat_->execution();
+  }
+  [[nodiscard]] const Execution& start_of_reduce() const {
+    return two_stage() ? intra_->execution() : flat_->execution();
+  }
+  /// The instance in whose order results of `reduce` are ready: the last stage's.
+  [[nodiscard]] const Execution& end_of_reduce() const {
+    return two_stage() ? inter_->execution() : flat_->execution();
+  }
 
   /// Starts gathering `shard_bytes` bytes of every rank into `full`. Collective over the group.
   [[nodiscard]] std::unique_ptr<comm::PendingCollective> start_gather(

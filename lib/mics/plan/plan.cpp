@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/comm/mpi_transport.hpp>
+#include <mics/comm/staged_transport.hpp>
 #include <mics/parallel/shard_channel.hpp>
 #include <mics/parallel/slot_schedule.hpp>
 #include <mics/plan/plan.hpp>
@@ -54,6 +55,8 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
 
   std::int64_t longest_shard = 0;
   std::int64_t partials = 0;
+  std::int64_t tensors = 0;
+  std::int64_t most_tensors = 0;
   bool convert1 = false;
   bool convert_between = false;
   bool convert2 = false;
@@ -83,9 +86,25 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
                                                                 hop1_wire(b), sum_dtype(b));
     convert2 = convert2 || sum_dtype(b) != hop2_wire(b) || hop2_factor(b) != 1;
     partials = std::max(partials, state::blocks_of(shard));
+    tensors += std::ssize(buffer.parameters);
+    most_tensors = std::max(most_tensors, std::ssize(buffer.parameters));
+    plan_conversions(b);
   }
-  memory_.scratch = state::arena_bytes(longest_shard) +
-                    state::arena_bytes(partials * static_cast<std::int64_t>(sizeof(double)));
+  if (request.transport == comm::TransportKind::staged) {
+    for (const state::FlatBuffer& buffer : flat_.buffers()) {
+      staged_.gather =
+          std::max(staged_.gather, comm::StagedTransport::all_gather_bytes(
+                                       layout.shard_size(),
+                                       buffer.flat.shard_count() * bytes_of(buffer.dtype)));
+    }
+  }
+  // A device's norm has its own place; norms of tensors stand one after another there.
+  norm_partials_ = request.memory == Memory::host
+                       ? partials
+                       : request.norms_per_tensor * (tensors + partials + most_tensors);
+  reduce_scratch_bytes_ = state::arena_bytes(longest_shard);
+  memory_.scratch = reduce_scratch_bytes_ +
+                    state::arena_bytes(norm_partials_ * static_cast<std::int64_t>(sizeof(double)));
 
   for (int u = 0; u < model.units(); ++u) {
     for (const int b : flat_.buffers_of(UnitId{u})) {
@@ -101,6 +120,21 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
   memory_.arena = memory_.compute_shards + memory_.master_weights + memory_.optimizer_states +
                   memory_.accumulators + memory_.gather_slots + memory_.gradient_slots +
                   memory_.resident + memory_.scratch;
+  if (request.memory == Memory::device) {
+    memory_.conversions = conversions_.hop1 + conversions_.between + conversions_.hop2;
+    if (request.step_bytes) {
+      const auto trainable = std::count_if(flat_.buffers().begin(), flat_.buffers().end(),
+                                           [](const auto& buffer) { return buffer.trainable; });
+      memory_.step = state::arena_bytes(request.step_bytes(
+          static_cast<int>(trainable), layout.shard_size(), layout.replicas()));
+    }
+    memory_.arena += memory_.conversions + memory_.step;
+    // The small exchanges of a step: of its own numbers, and norms of whole tensors.
+    const std::int64_t doubles = 8 * (layout.world_size() + flat_.buffer_count()) + 64;
+    staged_.small = state::arena_bytes(
+        8 * std::max<std::int64_t>(doubles, request.norms_per_tensor * tensors));
+    staged_.replica = std::max(staged_.replica, staged_.small);
+  }
 
   // Hop 1 and hop 2 stage what arrives; each transport that reduces has its own.
   using comm::MpiTransport;
@@ -110,7 +144,12 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
                        MpiTransport::staging_bytes(layout.nodes_per_group(), convert_between)
                  : MpiTransport::staging_bytes(layout.shard_size(), convert1);
 
-  if (request.tensor_norms) {
+  if (request.transport == comm::TransportKind::staged) {
+    const int stages = two_stage_ ? 2 : 1;
+    memory_.staging +=
+        stages * (staged_.gather + staged_.reduce) + staged_.replica + staged_.small;
+  }
+  if (request.norms_per_tensor > 0) {
     memory_.staging += MpiTransport::staging_bytes(layout.shard_size(), false);
   }
 
@@ -120,6 +159,53 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
   for (const int b : flat_.persistent_buffers()) {
     if (flat_.buffer(b).trainable) hop2_order_.push_back(b);
   }
+}
+
+// What the transports of a device keep beside their buffers while they reduce this one.
+void Plan::plan_conversions(int buffer) {
+  if (request_.memory != Memory::device) return;
+  const auto grow = [](std::int64_t& bytes, std::int64_t needed) {
+    bytes = std::max(bytes, state::arena_bytes(needed));
+  };
+  const int nodes = layout_.nodes_per_group();
+  const std::int64_t shard = flat_.buffer(buffer).flat.shard_count();
+  const DType sum = sum_dtype(buffer);
+  // Sums of later micro-steps are added to those of the first.
+  comm::Reduction inside{.source = gradient_dtype(buffer),
+                         .wire = hop1_wire(buffer),
+                         .result = sum,
+                         .factor = hop1_factor(buffer),
+                         .mode = comm::SumMode::add};
+  comm::Reduction between = inside;
+  if (two_stage_) {
+    inside.result = parallel::ShardChannel::scratch_dtype(inside.wire, sum);
+    inside.mode = comm::SumMode::assign;
+    between.source = inside.result;
+    between.wire = between_wire(buffer);
+    between.factor = 1;
+  }
+  const comm::Reduction hop2{.source = sum,
+                             .wire = hop2_wire(buffer),
+                             .result = sum,
+                             .factor = hop2_factor(buffer)};
+  const int lanes = two_stage_ ? layout_.lanes() : layout_.shard_size();
+  const std::int64_t lane_count = two_stage_ ? nodes * shard : shard;
+  if (request_.transport == comm::TransportKind::nccl) {
+    using comm::reduce_scatter_staging_bytes;
+    grow(conversions_.hop1, reduce_scatter_staging_bytes(lanes, lane_count, inside, request_.sums));
+    if (two_stage_) {
+      grow(conversions_.between, reduce_scatter_staging_bytes(nodes, shard, between, request_.sums));
+    }
+    grow(conversions_.hop2,
+         comm::all_reduce_staging_bytes(layout_.replicas(), shard, hop2, request_.sums));
+    return;
+  }
+  using comm::StagedTransport;
+  grow(staged_.reduce, StagedTransport::reduce_scatter_bytes(lanes, lane_count, inside));
+  if (two_stage_) {
+    grow(staged_.reduce, StagedTransport::reduce_scatter_bytes(nodes, shard, between));
+  }
+  grow(staged_.replica, StagedTransport::all_reduce_bytes(layout_.replicas(), shard, hop2));
 }
 
 bool Plan::resident(int buffer) const {
@@ -228,7 +314,7 @@ CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) con
     if (layout_.replicas() > 1) ++counts.hop2;
   }
   counts.norm = (sharded ? 1 : 0) + (layout_.replicas() > 1 ? 1 : 0) +
-                (sharded && request_.tensor_norms ? 1 : 0);
+                (sharded && request_.norms_per_tensor > 0 ? 1 : 0);
   return counts;
 }
 
@@ -294,7 +380,12 @@ std::string Plan::text(std::span<const UnitId> order) const {
                            human(memory_.accumulators) + ",");
   line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
                human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
-               ", scratch " + human(memory_.scratch) + ", staging " + human(memory_.staging));
+               ", scratch " + human(memory_.scratch) +
+               (request_.memory == Memory::host ? ""
+                                                : ", conversions " + human(memory_.conversions) +
+                                                      ", step " + human(memory_.step)) +
+               ", staging " + human(memory_.staging) +
+               (request_.memory == Memory::host ? "" : " of the host"));
   const CollectiveCounts counts =
       order.empty() ? count(request_.micro_steps) : count(order, request_.micro_steps);
   line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
@@ -303,9 +394,17 @@ std::string Plan::text(std::span<const UnitId> order) const {
                      " small exchanges; " + plural(request_.micro_steps, "micro-step") +
                      (order.empty() ? ", forward in order of declaration, backward in reverse"
                                     : ", units in the declared order"));
-  line("transport",
-       "MPI, host memory; reductions block the caller, prefetched gathers progress "
-       "inside mics calls");
+  std::string transport = std::string(comm::name(request_.transport)) + ", " +
+                          std::string(name(request_.memory)) + " memory";
+  if (request_.transport == comm::TransportKind::nccl) {
+    transport += request_.sums == comm::DeviceSums::wire ? "; sums in the wire dtype"
+                                                         : "; sums in rank order in fp32";
+  } else {
+    transport +=
+        "; reductions block the caller, prefetched gathers progress inside mics calls";
+  }
+  if (!request_.transport_reason.empty()) transport += "; " + request_.transport_reason;
+  line("transport", transport);
   if (two_stage_) {
     line("gather", "two stages: " + std::to_string(layout_.nodes_per_group()) + " nodes, then " +
                        std::to_string(layout_.lanes()) + " lanes");

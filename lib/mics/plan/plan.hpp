@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/device.hpp>
 #include <mics/base/dtype.hpp>
+#include <mics/comm/device_sums.hpp>
 #include <mics/layout/group_layout.hpp>
 #include <mics/state/flat_model.hpp>
 #include <mics/state/model.hpp>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,7 +27,7 @@ struct PlanRequest {
   std::optional<DType> accumulate = {};  ///< default: fp32
   double predivide = 1;                  ///< gradients are divided by it before hop 1
   int states = 2;             ///< arrays of the optimizer, each as large as the master weights
-  bool tensor_norms = false;  ///< the optimizer needs norms of whole tensors
+  int norms_per_tensor = 0;  ///< sums over whole tensors that the optimizer needs
   std::string optimizer = "AdamW";
   bool keep_gathered = false;  ///< gathered once a step and kept (ddp, zero2)
   bool want_two_stage = true;
@@ -34,6 +37,13 @@ struct PlanRequest {
   bool debug = false;
   int micro_steps = 1;  ///< of the printed counts
   state::Persistence persistence;
+  Memory memory = Memory::host;
+  comm::TransportKind transport = comm::TransportKind::mpi;
+  std::string transport_reason;  ///< why it is not a faster one; empty if it is the fastest
+  comm::DeviceSums sums = comm::DeviceSums::wire;
+  /// Bytes that the step's own numbers take on a device, from the number of trainable buffers, p
+  /// and R.
+  std::function<std::int64_t(int, int, int)> step_bytes = {};
 };
 
 /// Collectives that one rank takes part in during a step.
@@ -45,7 +55,7 @@ struct CollectiveCounts {
   friend bool operator==(const CollectiveCounts&, const CollectiveCounts&) = default;
 };
 
-/// Bytes of one rank, by purpose. All but `staging` lie in the arena.
+/// Bytes of one rank, by purpose. All but `staging` lie in the arena; it is host memory.
 struct MemoryPlan {
   std::int64_t compute_shards = 0;
   std::int64_t master_weights = 0;  ///< 0 where the compute shard is the master
@@ -55,7 +65,9 @@ struct MemoryPlan {
   std::int64_t gradient_slots = 0;
   std::int64_t resident = 0;  ///< buffers that stay gathered, with their gradients
   std::int64_t scratch = 0;
-  std::int64_t arena = 0;    ///< sum of the above
+  std::int64_t conversions = 0;  ///< pieces that a device's transport converts or adds up
+  std::int64_t step = 0;         ///< the step's own numbers on a device
+  std::int64_t arena = 0;        ///< sum of the above
   std::int64_t staging = 0;  ///< of the transport
   [[nodiscard]] std::int64_t total() const { return arena + staging; }
 };
@@ -92,7 +104,26 @@ class Plan {
   [[nodiscard]] std::int64_t gradient_bytes(UnitId unit) const;
   [[nodiscard]] std::int64_t gather_slot_bytes() const { return gather_slot_bytes_; }
   [[nodiscard]] std::int64_t gradient_slot_bytes() const { return gradient_slot_bytes_; }
-  [[nodiscard]] std::int64_t scratch_bytes() const { return memory_.scratch; }
+  /// Parts of MemoryPlan::scratch: bytes between the stages of a reduction; fp64 sums of the norm on
+  /// a host, or of norms of whole tensors on a device.
+  [[nodiscard]] std::int64_t reduce_scratch_bytes() const { return reduce_scratch_bytes_; }
+  [[nodiscard]] std::int64_t norm_partials() const { return norm_partials_; }
+  /// Parts of MemoryPlan::conversions: of the transport of hop 1, or of its stage inside a node; of
+  /// its stage between nodes; of hop 2.
+  struct Conversions {
+    std::int64_t hop1 = 0;
+    std::int64_t between = 0;
+    std::int64_t hop2 = 0;
+  };
+  [[nodiscard]] const Conversions& conversions() const { return conversions_; }
+  /// Pinned host memory of each staged transport, by its purpose.
+  struct Staged {
+    std::int64_t gather = 0;
+    std::int64_t reduce = 0;
+    std::int64_t replica = 0;
+    std::int64_t small = 0;  ///< exchanges of the shard group
+  };
+  [[nodiscard]] const Staged& staged() const { return staged_; }
   /// Trainable buffers in the order in which backward passes finish them: hop 2 follows it.
   [[nodiscard]] const std::vector<int>& hop2_order() const { return hop2_order_; }
   /// Bytes of gradients of resident buffers of this rank, by buffer, in arena bytes.
@@ -110,6 +141,7 @@ class Plan {
   [[nodiscard]] std::string text(std::span<const UnitId> order = {}) const;
 
  private:
+  void plan_conversions(int buffer);
   // How many addends the factor of hop 1 makes room for.
   [[nodiscard]] double hop1_addends(int buffer) const;
 
@@ -119,6 +151,10 @@ class Plan {
   std::int64_t model_count_ = 0;
   std::vector<bool> unit_needs_slot_;
   MemoryPlan memory_;
+  Conversions conversions_;
+  std::int64_t reduce_scratch_bytes_ = 0;
+  std::int64_t norm_partials_ = 0;
+  Staged staged_;
   bool two_stage_ = false;
   std::int64_t gather_slot_bytes_ = 0;
   std::int64_t gradient_slot_bytes_ = 0;

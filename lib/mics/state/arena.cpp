@@ -27,15 +27,27 @@ void prefer_large_pages([[maybe_unused]] std::byte* data, [[maybe_unused]] std::
 
 }  // namespace
 
-Arena::Arena(std::int64_t bytes)
-    : storage_(Kokkos::view_alloc(Kokkos::WithoutInitializing, "mics::state::Arena"),
-               static_cast<std::size_t>(bytes + arena_alignment)),
-      bytes_(bytes) {
-  const auto address = std::bit_cast<std::uintptr_t>(storage_.data());
-  const auto misaligned = static_cast<std::int64_t>(address % arena_alignment);
-  base_ = storage_.data() + (misaligned == 0 ? 0 : arena_alignment - misaligned);
-  prefer_large_pages(base_, bytes);
-  clear("mics::state::Arena::clear", base_, bytes);
+Arena::Arena(std::int64_t bytes, Memory memory) : bytes_(bytes) {
+  const auto size = static_cast<std::size_t>(bytes + arena_alignment);
+  const auto properties = Kokkos::view_alloc(Kokkos::WithoutInitializing, "mics::state::Arena");
+  if (memory == Memory::host) {
+    storage_.host = decltype(storage_.host)(properties, size);
+    base_ = storage_.host.data();
+  } else {
+    storage_.device = decltype(storage_.device)(properties, size);
+    base_ = storage_.device.data();
+  }
+  const auto misaligned =
+      static_cast<std::int64_t>(std::bit_cast<std::uintptr_t>(base_) % arena_alignment);
+  base_ += misaligned == 0 ? 0 : arena_alignment - misaligned;
+  if (memory == Memory::host) {
+    prefer_large_pages(base_, bytes);
+    clear("mics::state::Arena::clear", base_, bytes);
+  } else {
+    const Execution exec;
+    device::clear(exec, base_, bytes);
+    exec.fence("mics::state::Arena: the arena is clear");
+  }
 }
 
 std::byte* Arena::take(std::int64_t bytes, std::string_view what) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/device.hpp>
+
 #include <Kokkos_Core.hpp>
 
 #include <cstddef>
@@ -22,9 +24,9 @@ inline constexpr std::int64_t arena_alignment = 256;
 /// as long as the arena. Zero at the start. Local.
 class Arena {
  public:
-  /// Allocates and clears `bytes` bytes of host memory, touched by the threads that will use it.
-  /// \throws Kokkos' exception if the memory is not there.
-  explicit Arena(std::int64_t bytes);
+  /// Allocates and clears `bytes` bytes; those of the host are touched by the threads that will use
+  /// them. Blocks. \throws Kokkos' exception if the memory is not there.
+  explicit Arena(std::int64_t bytes, Memory memory = Memory::host);
 
   /// The next `bytes` bytes. \throws StateError if the plan did not foresee them.
   [[nodiscard]] std::byte* take(std::int64_t bytes, std::string_view what);
@@ -38,7 +40,10 @@ class Arena {
   }
 
  private:
-  using Storage = Kokkos::View<std::byte*, Kokkos::HostSpace>;
+  struct Storage {
+    Kokkos::View<std::byte*, Kokkos::HostSpace> host;
+    Kokkos::View<std::byte*, device::MemorySpace> device;
+  };
   Storage storage_;
   std::byte* base_ = nullptr;
   std::int64_t bytes_ = 0;

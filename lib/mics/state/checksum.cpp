@@ -56,10 +56,14 @@ std::vector<std::uint64_t> block_checksums(const void* data, std::int64_t bytes)
   return checksums;
 }
 
-std::uint64_t checksum(const void* data, std::int64_t bytes) {
+std::uint64_t combine_checksums(std::span<const std::uint64_t> blocks) {
   std::uint64_t hash = 0;
-  for (const std::uint64_t block : block_checksums(data, bytes)) hash = hash_combine(hash, block);
+  for (const std::uint64_t block : blocks) hash = hash_combine(hash, block);
   return hash;
+}
+
+std::uint64_t checksum(const void* data, std::int64_t bytes) {
+  return combine_checksums(block_checksums(data, bytes));
 }
 
 }  // namespace mics::state

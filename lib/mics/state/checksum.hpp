@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace mics::state {
@@ -14,7 +15,9 @@ inline constexpr std::int64_t checksum_block_bytes = std::int64_t{1} << 20;
 /// data. Local; blocks. Floor: one read of the bytes.
 [[nodiscard]] std::vector<std::uint64_t> block_checksums(const void* data, std::int64_t bytes);
 
-/// The same of all blocks together, in their order.
+/// One number for all blocks, in their order.
+[[nodiscard]] std::uint64_t combine_checksums(std::span<const std::uint64_t> blocks);
+/// combine_checksums of block_checksums.
 [[nodiscard]] std::uint64_t checksum(const void* data, std::int64_t bytes);
 
 }  // namespace mics::state

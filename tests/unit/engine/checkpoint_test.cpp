@@ -186,7 +186,7 @@ TEST(EngineCheckpoint, OtherComputeDtypesTakeTheWeightsRounded) {
     const auto exact = values_of(other, toy.weight[1]);
     other.begin_evaluation();
     const Lease lease = other.gather(toy.units[1]);
-    const auto view = lease.view<const bf16**>(toy.weight[1]);
+    const auto view = host_view<const bf16**>(lease, toy.weight[1]);
     for (std::size_t i = 0; i < exact.size(); ++i) {
       EXPECT_EQ(rounded[i], static_cast<double>(bf16(exact[i])));
       EXPECT_EQ(static_cast<double>(view(i / 17, i % 17)), rounded[i]);

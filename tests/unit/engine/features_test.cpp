@@ -72,9 +72,9 @@ TEST(ComplexParameters, AreGatheredReducedAndUpdatedAsPairs) {
         engine.begin_micro_step({.samples = 1, .last = true});
         {
           const Lease lease = engine.gather(complex.unit);
-          const auto single = lease.view<const Kokkos::complex<float>**>(complex.single);
+          const auto single = host_view<const Kokkos::complex<float>**>(lease, complex.single);
           const auto left =
-              lease.view<const Kokkos::complex<float>**, Kokkos::LayoutLeft>(complex.left);
+              host_view<const Kokkos::complex<float>**, Kokkos::LayoutLeft>(lease, complex.left);
           std::int64_t differences = 0;
           for (std::size_t i = 0; i < 7; ++i) {
             for (std::size_t j = 0; j < 5; ++j) {
@@ -91,9 +91,9 @@ TEST(ComplexParameters, AreGatheredReducedAndUpdatedAsPairs) {
           EXPECT_EQ(differences, 0);
         }
         auto scope = engine.gradient(complex.unit);
-        add_complex(scope.view<Kokkos::complex<float>**>(complex.single), 1);
-        add_complex(scope.view<Kokkos::complex<float>**, Kokkos::LayoutLeft>(complex.left), 1);
-        add_complex(scope.view<Kokkos::complex<double>*>(complex.wide), 1);
+        add_complex(host_gradient<Kokkos::complex<float>**>(scope, complex.single), 1);
+        add_complex(host_gradient<Kokkos::complex<float>**, Kokkos::LayoutLeft>(scope, complex.left), 1);
+        add_complex(host_gradient<Kokkos::complex<double>*>(scope, complex.wide), 1);
         scope.reduce();
         const StepResult result = engine.step().get();
         // Parts 1 and -1/2 of 103 complex elements, and zeros.
@@ -210,10 +210,10 @@ StepResult step_with_overflow(Engine& engine, const Toy& toy, int bad_rank) {
   for (std::size_t u = toy.units.size(); u-- > 0;) {
     const Lease lease = engine.gather(toy.units[u]);
     auto scope = engine.gradient(toy.units[u]);
-    const auto scale = static_cast<float>(engine.loss_scale()());
+    const auto scale = static_cast<float>(loss_scale(engine));
     add_constant(toy, scope, u, scale);
     if (job_rank() == bad_rank && u == 2) {
-      scope.view<float*>(toy.bias[u])(3) = std::numeric_limits<float>::infinity();
+      host_gradient<float*>(scope, toy.bias[u])(3) = std::numeric_limits<float>::infinity();
     }
     scope.reduce();
   }
@@ -235,7 +235,7 @@ TEST(LossScale, OverflowOnAnyOneRankSkipsTheStepOnAll) {
     for (int step = 0; step < 2 * job_size() + 4; ++step) {
       const int bad = step % 2 == 0 && step / 2 < job_size() ? step / 2 : -1;
       const auto before = all_values(engine);
-      EXPECT_EQ(engine.loss_scale()(), scale);
+      EXPECT_EQ(loss_scale(engine), scale);
 
       const StepResult result = step_with_overflow(engine, toy, bad);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "small_net.hpp"
+#include "host_access.hpp"
 #include <mics/mics.hpp>
 
 #include <mpi.h>
@@ -53,6 +54,7 @@ struct Layout {
     config.shard_size = preset == Preset::mics ? shape.p : 0;
     config.ranks_per_node = shape.node_size;
     config.two_stage = two_stage;
+    apply_memory(config);
   }
 };
 

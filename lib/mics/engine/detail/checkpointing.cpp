@@ -4,8 +4,10 @@
 #include <mics/checkpoint/saver.hpp>
 #include <mics/comm/agreement.hpp>
 #include <mics/engine/detail/engine_state.hpp>
+#include <mics/state/device_fill.hpp>
 #include <mics/state/for_blocks.hpp>
 
+#include <algorithm>
 #include <bit>
 #include <type_traits>
 #include <utility>
@@ -62,19 +64,29 @@ checkpoint::StoredState EngineState::stored_state() const {
   return state;
 }
 
+// On a device they lie in a copy on the host, which `mirror_` keeps for the next time.
 template <class Part>
-std::vector<Part> EngineState::stored_arrays(bool weights_only) const {
+std::vector<Part> EngineState::stored_arrays(bool weights_only) {
   const int tau = plan_.layout().place(world_.rank()).shard;
   std::vector<Part> parts;
+  const auto on_host = [&](void* data, std::int64_t bytes) {
+    auto* const here = static_cast<std::byte*>(data);
+    if (!on_device()) return here;
+    const auto [mirror, added] = mirror_.try_emplace(here);
+    if (added) mirror->second = PinnedBytes("mics::detail::mirror", static_cast<std::size_t>(bytes));
+    return mirror->second.data();
+  };
   for (int b = 0; b < plan_.flat().buffer_count(); ++b) {
     if (flat(b).flat.count() == 0) continue;
     const Buffer& here = buffers_[static_cast<std::size_t>(b)];
     const layout::Interval own = flat(b).flat.shard(tau);
     std::byte* const weights = flat(b).trainable ? here.master_weights : here.compute;
-    parts.push_back({b, 0, own, weights});
+    const DType dtype = flat(b).trainable ? plan_.master_dtype(b) : flat(b).dtype;
+    const std::int64_t bytes = own.length * bytes_of(dtype);
+    parts.push_back({b, 0, own, on_host(weights, bytes)});
     if (weights_only) continue;
     for (std::size_t i = 0; i < here.states.size(); ++i) {
-      parts.push_back({b, static_cast<int>(i) + 1, own, static_cast<std::byte*>(here.states[i])});
+      parts.push_back({b, static_cast<int>(i) + 1, own, on_host(here.states[i], bytes)});
     }
   }
   return parts;
@@ -84,6 +96,7 @@ void EngineState::save(const std::string& directory, const SaveRequest& request)
   require_alive();
   require_idle("save");
   quiet(exec_);
+  read_device_step();
   if (saver_ == nullptr || save_directory_ != directory) {
     if (saver_ != nullptr) saver_->wait();
     saver_.reset();
@@ -95,6 +108,10 @@ void EngineState::save(const std::string& directory, const SaveRequest& request)
   checkpoint::StoredState state = stored_state();
   state.blobs = request.blobs;
   const std::vector<checkpoint::Source> sources = stored_arrays<checkpoint::Source>(false);
+  for (const auto& [data, host] : mirror_) {
+    device::copy(exec_, host.data(), data, static_cast<std::int64_t>(host.size()));
+  }
+  exec_.fence("mics::Engine::save: the state is on the host");
   const layout::Place& place = plan_.layout().place(world_.rank());
   if (request.asynchronous) {
     saver_->start(state, place, sources);
@@ -118,13 +135,19 @@ void EngineState::round_masters() {
   for (int b = 0; b < plan_.flat().buffer_count(); ++b) {
     if (!flat(b).trainable || plan_.master_is_compute(b)) continue;
     const Buffer& here = at(b);
+    const std::int64_t count = flat(b).flat.shard_count();
+    if (on_device()) {
+      state::convert(exec_, here.master_weights, plan_.master_dtype(b), here.compute,
+                     flat(b).dtype, count);
+      continue;
+    }
     visit_arithmetic(plan_.master_dtype(b), [&](auto master_tag) {
       using Master = typename decltype(master_tag)::type;
       visit(flat(b).dtype, [&](auto compute_tag) {
         using Compute = typename decltype(compute_tag)::type;
         const auto* const from = reinterpret_cast<const Master*>(here.master_weights);
         auto* const to = reinterpret_cast<Compute*>(here.compute);
-        state::for_blocks("mics::detail::round_masters", flat(b).flat.shard_count(),
+        state::for_blocks("mics::detail::round_masters", count,
                           [=](std::int64_t begin, std::int64_t end) {
                             for (std::int64_t i = begin; i < end; ++i) {
                               to[i] = static_cast<Compute>(from[i]);
@@ -140,7 +163,9 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
   require_alive();
   require_idle("load");
   quiet(exec_);
-  wait_for(resident_readers_, "mics: leases' kernels are done before a load");
+  resident_readers_.order_before(exec_);
+  exec_.fence("mics::Engine::load: leases' kernels are done");
+  resident_readers_.clear();
   for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) vacate(static_cast<int>(slot));
   const checkpoint::StoredState target = stored_state();
   const std::vector<checkpoint::Target> targets =
@@ -153,6 +178,12 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
       checkpoint::load(world_, directory, target, plan_.layout().place(world_.rank()), targets,
                        share, request.step, log_);
   if (!loaded) return {};
+  for (const auto& [data, host] : mirror_) {
+    const bool wanted = std::any_of(targets.begin(), targets.end(), [here = host.data()](const auto& part) {
+      return part.data == here;
+    });
+    if (wanted) device::copy(exec_, data, host.data(), static_cast<std::int64_t>(host.size()));
+  }
   const checkpoint::StoredState& stored = loaded->state();
   if (!request.weights_only) {
     comm::agree(world_, [&] {
@@ -183,6 +214,11 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
     });
   }
   round_masters();
+  if (!request.weights_only) write_device_step();
+  if (on_device()) {
+    parameters_ready_ = exec_.mark();
+    for (const Execution* queue : groups_.queues()) queue->wait_for(parameters_ready_);
+  }
   schedule_.invalidate();
   gather_resident(false);
   return LoadResult{.step = stored.step, .digest = loaded->commit().digest, .blobs = stored.blobs};

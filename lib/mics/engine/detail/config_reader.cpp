@@ -174,6 +174,29 @@ void read_own(Section& own, Config& config) {
     config.replica_action = word == "repair" ? ReplicaCheck::repair : ReplicaCheck::abort;
     return "what is done about a replica that differs";
   });
+  const auto word = [&](const std::string& key, std::string_view first, std::string_view second) {
+    const std::string found = json.text(key);
+    if (found != first && found != second) {
+      refuse(own.where(key), std::string(first) + " or " + std::string(second),
+             in_quotes(found.substr(0, 60)));
+    }
+    return found == second;
+  };
+  own.honour("memory", [&]() -> std::string {
+    if (json.is_auto("memory")) return "where the state lives: where the kernels compute";
+    config.memory = word("memory", "host", "device") ? Memory::device : Memory::host;
+    return "where the state lives";
+  });
+  own.honour("nccl", [&]() -> std::string {
+    config.nccl = parse_switch(json.text("nccl"), own.where("nccl"));
+    return "moves what lives in device memory";
+  });
+  own.boolean("share_device", config.share_device, "several ranks may use one device");
+  own.honour("device_sums", [&]() -> std::string {
+    config.device_sums =
+        word("device_sums", "wire", "fp32") ? comm::DeviceSums::fp32 : comm::DeviceSums::wire;
+    return "how NCCL's reductions add up";
+  });
   own.boolean("debug", config.debug, "checks every collective");
 }
 

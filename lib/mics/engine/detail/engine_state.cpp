@@ -57,8 +57,12 @@ layout::GroupLayout make_layout(const std::vector<int>& nodes, const Config& con
   return layout::GroupLayout::make(nodes, config.shard_size_for(nodes));
 }
 
-Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& config) {
+Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& config,
+               Memory memory, const parallel::Choice& transport) {
   PlanRequest request = config.plan_request(static_cast<int>(nodes.size()));
+  request.memory = memory;
+  request.transport = transport.kind;
+  request.transport_reason = transport.reason;
   Plan plan(model, make_layout(nodes, config), request);
   if (!config.memory_budget || plan.memory().total() <= *config.memory_budget) return plan;
   std::string remedy = "no shard size fits";
@@ -90,18 +94,28 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       failures_((check_inputs(world_, model, config), world_)),
       model_(model),
       config_(config),
-      exec_(require_host(exec)),
+      memory_(config.memory.value_or(exec.reaches_host() ? Memory::host : Memory::device)),
+      exec_(agreed_instance(exec)),
       nodes_(parallel::nodes_of_ranks(world_, config.ranks_per_node.value_or(0))),
       optimizer_(optimizer_of(config_)),
       state_specs_(optimizer_->states()),
-      plan_(make_plan(nodes_, model_, config_)),
+      transport_(on_device() ? parallel::choose_device_transport(
+                                   world_, config.nccl == Switch::on,
+                                   config.nccl != Switch::off, config.share_device)
+                             : parallel::Choice{}),
+      plan_(make_plan(nodes_, model_, config_, memory_, transport_)),
       arena_([&] {
         std::optional<state::Arena> arena;
-        comm::agree(world_, [&] { arena.emplace(plan_.memory().arena); });
+        comm::agree(world_, [&] {
+          require_capacity();
+          arena.emplace(plan_.memory().arena, memory_);
+        });
         return *std::move(arena);
       }()),
+      device_watch_(make_device_watch()),
       groups_(world_, plan_.layout(), nodes_, plan_.two_stage(),
-              {&failures_, &operations_, to_milliseconds(config.timeout)}),
+              {&failures_, &operations_, device_watch_.get(), to_milliseconds(config.timeout)},
+              make_wiring()),
       schedule_(model.units(), config.slots, plan_.request().prefetch, !config.debug),
       rate_schedule_(config.schedule, config.optimizer.learning_rate),
       scaler_(config.loss_scale),
@@ -127,15 +141,49 @@ std::unique_ptr<comm::Watchdog> EngineState::watch(const char* what, const Confi
       [log = log_](const std::string& line) { log(LogLevel::stuck, line); });
 }
 
-// Kernels of the library run on the host; the message is for a device instance.
-const Execution& EngineState::require_host(const Execution& exec) {
-  if (!exec.reaches_host()) {
-    raise<ArgumentError>({.object = "execution-space instance",
-                          .expected = "one that reaches host memory",
-                          .found = "a device instance",
-                          .remedy = "this build of mics keeps its state in host memory"});
-  }
+// The application's instance; on a device the library's own kernels run there too. All ranks have
+// the same kind of memory, or none goes on.
+Execution EngineState::agreed_instance(const Execution& exec) const {
+  comm::require_same(world_, name(memory_), "memory of the engine's instance");
+  comm::agree(world_, [&] {
+    require_reach(exec);
+    if (on_device()) static_cast<void>(exec.as<device::Space>());
+  });
   return exec;
+}
+
+void EngineState::require_capacity() const {
+  if (!on_device()) return;
+  const device::Capacity capacity = device::capacity();
+  if (plan_.memory().arena <= capacity.free) return;
+  raise<ConfigError>({.object = "device memory of rank " + std::to_string(world_.rank()),
+                      .expected = std::to_string(plan_.memory().arena) + " bytes free",
+                      .found = std::to_string(capacity.free) + " of " +
+                               std::to_string(capacity.total),
+                      .remedy = "use a larger shard size or fewer slots"});
+}
+
+std::unique_ptr<comm::DeviceWatch> EngineState::make_device_watch() {
+  if (transport_.kind != comm::TransportKind::nccl) return nullptr;
+  return std::make_unique<comm::DeviceWatch>(failures_, operations_,
+                                             to_milliseconds(config_.timeout));
+}
+
+parallel::Wiring EngineState::make_wiring() {
+  parallel::Wiring wiring{.kind = transport_.kind, .sums = config_.device_sums, .exec = exec_};
+  if (!on_device()) return wiring;
+  const auto region = [&](std::int64_t bytes) {
+    return std::span(arena_.take(bytes, "conversions"), static_cast<std::size_t>(bytes));
+  };
+  const Plan::Conversions& sizes = plan_.conversions();
+  wiring.hop1 = region(sizes.hop1);
+  wiring.between = region(sizes.between);
+  wiring.hop2 = region(sizes.hop2);
+  wiring.staged_gather = plan_.staged().gather;
+  wiring.staged_reduce = plan_.staged().reduce;
+  wiring.staged_replica = plan_.staged().replica;
+  wiring.staged_small = plan_.staged().small;
+  return wiring;
 }
 
 EngineState::~EngineState() {
@@ -149,18 +197,17 @@ EngineState::~EngineState() {
     return;
   }
   watchdog_ = watch("destruction of the engine", config_, world_.native());
-  for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) {
-    try {
-      finish_fetch(static_cast<int>(slot));
-    } catch (const Error& error) {
-      warn(error.what());
-    }
+  try {
+    drain();
+  } catch (const Error& error) {
+    warn(error.what());
   }
   if (failures_.failed()) leave_behind();
 }
 
 // A peer may still read from the arena, and freeing communicators needs every rank.
 void EngineState::leave_behind() {
+  abandon_steps();
   arena_.leak();
   world_.abandon();
 }
@@ -203,6 +250,11 @@ void EngineState::allocate() {
     const layout::Interval own = buffer.flat.shard(plan_.layout().place(world_.rank()).shard);
     here.runs = hyper_runs(model_, buffer, own);
     here.tensors = tensor_segments(buffer, own);
+    if (on_device()) {
+      here.device_runs = state::DeviceTable<state::HyperRun>(here.runs);
+      here.device_tensors = state::DeviceTable<state::TensorSegment>(here.tensors);
+      here.device_gaps = state::DeviceTable<layout::Interval>(buffer.flat.gaps());
+    }
   }
 
   gather_slots_.resize(static_cast<std::size_t>(config_.slots));
@@ -213,18 +265,11 @@ void EngineState::allocate() {
   for (GradientSlot& slot : gradient_slots_) {
     slot.data = arena_.take(plan_.gradient_slot_bytes(), "gradient slot");
   }
-  // The rest is the scratch: of the two-stage reduction first, then the norm's partial sums.
-  std::int64_t partials = 0;
-  for (int b = 0; b < flat_model.buffer_count(); ++b) {
-    if (flat(b).trainable) {
-      partials = std::max(partials, state::blocks_of(flat(b).flat.shard_count()));
-    }
-  }
-  const std::int64_t partial_bytes =
-      state::arena_bytes(partials * static_cast<std::int64_t>(sizeof(double)));
-  scratch_ = arena_.take(plan_.scratch_bytes() - partial_bytes, "scratch");
-  norm_partials_ = {reinterpret_cast<double*>(arena_.take(partial_bytes, "norm partials")),
-                    static_cast<std::size_t>(partials)};
+  scratch_ = arena_.take(plan_.reduce_scratch_bytes(), "scratch");
+  norm_partials_ = {reinterpret_cast<double*>(
+                        arena_.take(plan_.norm_partials() * 8, "norm partials")),
+                    static_cast<std::size_t>(plan_.norm_partials())};
+  if (on_device()) allocate_step();
 
   // What another rank may be found to do instead of this rank's operation.
   for (int b = 0; b < flat_model.buffer_count(); ++b) {
@@ -248,18 +293,34 @@ void EngineState::allocate() {
 
 void EngineState::initialize() {
   const int tau = plan_.layout().place(world_.rank()).shard;
+  std::vector<std::byte> host_master;
+  std::vector<std::byte> host_compute;
   for (int b = 0; b < plan_.flat().buffer_count(); ++b) {
     const state::FlatBuffer& buffer = flat(b);
     Buffer& here = at(b);
     const bool separate = buffer.trainable && !plan_.master_is_compute(b);
-    state::initialize(model_, buffer, buffer.flat.shard(tau), config_.seed,
-                      separate ? here.master_weights : nullptr, plan_.master_dtype(b),
-                      here.compute);
+    const std::int64_t count = buffer.flat.shard_count();
+    const std::int64_t master_bytes = separate ? count * bytes_of(plan_.master_dtype(b)) : 0;
+    const std::int64_t compute_bytes = count * bytes_of(buffer.dtype);
+    void* master = separate ? here.master_weights : nullptr;
+    void* compute = here.compute;
+    if (on_device()) {
+      host_master.assign(static_cast<std::size_t>(master_bytes), std::byte{0});
+      host_compute.assign(static_cast<std::size_t>(compute_bytes), std::byte{0});
+      master = separate ? host_master.data() : nullptr;
+      compute = host_compute.data();
+    }
+    state::initialize(model_, buffer, buffer.flat.shard(tau), config_.seed, master,
+                      plan_.master_dtype(b), compute);
+    const void* weights = separate ? master : compute;
+    const std::int64_t weight_bytes = separate ? master_bytes : compute_bytes;
+    if (on_device()) {
+      if (separate) copy_in(here.master_weights, master, master_bytes);
+      copy_in(here.compute, compute, compute_bytes);
+    }
     for (std::size_t i = 0; i < here.states.size(); ++i) {
       if (state_specs_[i].initial != optim::InitialState::weights) continue;
-      std::memcpy(
-          here.states[i], here.master_weights,
-          static_cast<std::size_t>(buffer.flat.shard_count() * bytes_of(plan_.master_dtype(b))));
+      copy_in(static_cast<std::byte*>(here.states[i]), weights, weight_bytes);
     }
   }
 }
@@ -270,11 +331,6 @@ void EngineState::require_alive() {
 
 void EngineState::check_unit(UnitId unit) const {
   static_cast<void>(model_.name(unit));  // throws
-}
-
-void EngineState::wait_for(std::vector<Execution>& users, const char* reason) {
-  for (const Execution& user : users) user.fence(reason);
-  users.clear();
 }
 
 void EngineState::require_same_unit(const char* call, UnitId unit) {
@@ -364,9 +420,12 @@ void EngineState::read(ParameterId parameter, std::span<double> values, std::str
     if (part.empty()) continue;
     double* target = stored.data() + (part.offset - place.range.offset);
     if (tau == groups_.shard().rank()) {
+      const std::int64_t element = bytes_of(dtype);
+      std::vector<std::byte> bits(static_cast<std::size_t>(part.length * element));
+      copy_out(bits.data(), source + (part.offset - shard.offset) * element, part.length * element);
       visit(dtype, [&](auto tag) {
         using T = typename decltype(tag)::type;
-        const T* from = reinterpret_cast<const T*>(source) + (part.offset - shard.offset);
+        const T* from = reinterpret_cast<const T*>(bits.data());
         for (std::int64_t i = 0; i < part.length; ++i) target[i] = static_cast<double>(from[i]);
       });
     }
@@ -385,11 +444,18 @@ void EngineState::read(ParameterId parameter, std::span<double> values, std::str
 
 void EngineState::quiet(const Execution& exec) {
   require_alive();
-  for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) {
-    finish_fetch(static_cast<int>(slot));
-  }
+  drain();
   exec.fence("mics::Engine::quiet");
   exec_.fence("mics::Engine::quiet");
+}
+
+void EngineState::drain() {
+  retire(0);
+  for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) {
+    finish_fetch(static_cast<int>(slot), groups_.gather().start_of_gather());
+  }
+  if (!on_device()) return;
+  for (const Execution* queue : groups_.queues()) wait_for(queue->mark());
 }
 
 }  // namespace mics::detail

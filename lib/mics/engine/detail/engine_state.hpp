@@ -2,11 +2,13 @@
 #pragma once
 
 #include <mics/comm/communicator.hpp>
+#include <mics/comm/device_watch.hpp>
 #include <mics/comm/failure_channel.hpp>
 #include <mics/comm/operation_log.hpp>
 #include <mics/comm/transport.hpp>
 #include <mics/comm/watchdog.hpp>
 #include <mics/engine/engine.hpp>
+#include <mics/optim/device_step.hpp>
 #include <mics/optim/loss_scaler.hpp>
 #include <mics/optim/optimizer.hpp>
 #include <mics/optim/schedule.hpp>
@@ -14,9 +16,12 @@
 #include <mics/parallel/slot_schedule.hpp>
 #include <mics/plan/plan.hpp>
 #include <mics/state/arena.hpp>
+#include <mics/state/device_table.hpp>
 
 #include <cstdint>
+#include <deque>
 #include <exception>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -41,13 +46,16 @@ class EngineState {
 
   void acquire(UnitId unit, const Execution& exec, Keep keep);
   void release(UnitId unit, const std::vector<Execution>& users) noexcept;
+  // Kernels of `exec` may read, or add to, what an open lease, or scope, shows.
+  void share_parameters(UnitId unit, const Execution& exec);
+  void share_gradient(UnitId unit, const Execution& exec);
   [[nodiscard]] RawView parameter_view(UnitId unit, const ViewRequest& request) const;
 
   void open_gradient(UnitId unit, const Execution& exec, GradientMode mode);
   void close_gradient(UnitId unit, const std::vector<Execution>& users, bool reduce);
   [[nodiscard]] RawView gradient_view(UnitId unit, const ViewRequest& request) const;
 
-  std::shared_ptr<const StepResult> step();
+  std::shared_ptr<StepOutcome> step();
   void set_learning_rates(std::span<const double> table);
   void sum(std::span<double> values);
   void read(ParameterId parameter, std::span<double> values, std::string_view array);
@@ -72,8 +80,10 @@ class EngineState {
   [[nodiscard]] const comm::OperationLog& operations() const { return operations_; }
   [[nodiscard]] const comm::Communicator& world() const { return world_; }
   [[nodiscard]] const state::Arena& arena() const { return arena_; }
-  [[nodiscard]] double* loss() { return &loss_; }
-  [[nodiscard]] const double* loss_scale() const { return &loss_scale_; }
+  // \throws ArgumentError if `host` is not where the state lives
+  [[nodiscard]] double* loss(bool host, std::string_view space);
+  [[nodiscard]] const double* loss_scale(bool host, std::string_view space) const;
+  void require_space(const std::string& object, bool host, std::string_view space) const;
   [[nodiscard]] std::string unit_name(UnitId unit) const;
 
  private:
@@ -89,6 +99,10 @@ class EngineState {
     std::byte* resident_gradient = nullptr;  // (buffer) of persistent buffers, zero between uses
     std::vector<state::HyperRun> runs;
     std::vector<state::TensorSegment> tensors;
+    state::DeviceTable<state::HyperRun> device_runs;  // on a device, of the two above and of the gaps
+    state::DeviceTable<state::TensorSegment> device_tensors;
+    state::DeviceTable<layout::Interval> device_gaps;
+    double* norms = nullptr;  // on a device, where the optimizer needs norms of whole tensors
     std::int64_t updates = 0;  // steps that changed it: what bias corrections count
     bool touched = false;      // persistent only: a scope of this micro-step could write to it
     bool contributed = false;  // `sum` holds a gradient of this step
@@ -97,14 +111,15 @@ class EngineState {
   struct GatherSlot {
     std::byte* data = nullptr;
     std::vector<std::unique_ptr<comm::PendingCollective>> pending;
-    std::vector<Execution> readers;  // of the unit that lies here
+    Markers readers;  // of the unit that lies here
     bool keep = false;
   };
   struct GradientSlot {
     std::byte* data = nullptr;
     int unit = -1;
-    int open = 0;  // scopes
-    std::vector<Execution> writers;
+    Markers writers;
+    Marker free;    // the reduction has read what lay here before
+    Marker opened;  // the slot is clear
   };
   struct Unit {
     bool needs_slot = false;           // has a buffer that is not resident
@@ -132,9 +147,16 @@ class EngineState {
 
   [[nodiscard]] std::unique_ptr<comm::Watchdog> watch(const char* what, const Config& config,
                                                       MPI_Comm comm) const;
-  static const Execution& require_host(const Execution& exec);
+  // An instance whose kernels reach the state.
+  void require_reach(const Execution& exec) const;
+  [[nodiscard]] bool on_device() const { return memory_ == Memory::device; }
   void leave_behind();
+  [[nodiscard]] Execution agreed_instance(const Execution& exec) const;
+  void require_capacity() const;
+  [[nodiscard]] std::unique_ptr<comm::DeviceWatch> make_device_watch();
+  [[nodiscard]] parallel::Wiring make_wiring();
   void allocate();
+  void allocate_step();
   void initialize();
   void check_unit(UnitId unit) const;
   void warn(std::string_view line) const;
@@ -145,7 +167,8 @@ class EngineState {
   void agree_on_order();
   void end_pass();
   void start_fetch(int slot, int unit);
-  void finish_fetch(int slot);
+  // Work of `exec` sees what was gathered into the slot.
+  void finish_fetch(int slot, const Execution& exec);
   void vacate(int slot);
   void gather_resident(bool trainable_only);
   [[nodiscard]] int gradient_slot_of(int unit) const;
@@ -167,7 +190,7 @@ class EngineState {
   void update(const std::vector<std::uint8_t>& contributed, optim::StepInfo info,
               double gradient_scale);
   void forget_gradients();
-  [[nodiscard]] optim::Rates rates() const;
+  [[nodiscard]] optim::Rates rates(std::int64_t step) const;
 
   // One array of the state that replicas hold in common.
   struct Replicated {
@@ -177,6 +200,7 @@ class EngineState {
     std::int64_t bytes = 0;
   };
   [[nodiscard]] std::vector<Replicated> replicated() const;
+  [[nodiscard]] std::vector<std::uint64_t> block_checksums_of(const Replicated& array) const;
   // True if something was repaired.
   bool check_replicas();
   void repair_or_fail(const std::vector<Replicated>& arrays,
@@ -184,12 +208,37 @@ class EngineState {
   [[nodiscard]] checkpoint::StoredState stored_state() const;
   // Shards of the arrays that a checkpoint holds, as it numbers them.
   template <class Part>
-  [[nodiscard]] std::vector<Part> stored_arrays(bool weights_only) const;
+  [[nodiscard]] std::vector<Part> stored_arrays(bool weights_only);
   void require_idle(const char* call) const;
   void round_masters();
   [[nodiscard]] std::byte* array_of(int buffer, std::string_view array, DType& dtype) const;
   [[nodiscard]] RawView resolve(UnitId unit, const ViewRequest& request, bool gradient) const;
-  void wait_for(std::vector<Execution>& users, const char* reason);
+  // Memory of the state, in the order of `exec`.
+  void clear(const Execution& exec, void* data, std::int64_t bytes) const;
+  void clear_gaps(const Execution& exec, int buffer, std::byte* gradient) const;
+  void poison(const Execution& exec, void* data, DType dtype, std::int64_t count) const;
+  void copy_out(void* host, const std::byte* data, std::int64_t bytes) const;
+  void copy_in(std::byte* data, const void* host, std::int64_t bytes) const;
+
+  // A step whose result is on its way from the device. Two are at most, when the next begins.
+  class EnqueuedStep;
+  static constexpr int outcome_slots = 4;
+
+  [[nodiscard]] std::shared_ptr<StepOutcome> run_step();
+  [[nodiscard]] std::shared_ptr<StepOutcome> enqueue_step();
+  // Until at most `most` steps are under way.
+  void retire(std::size_t most);
+  void retire_until(const EnqueuedStep& step);
+  void retire_first();
+  void abandon_steps();
+  void enqueue_update(const std::vector<std::uint8_t>& contributed);
+  void report_desync(const optim::StepOutcome& found);
+  void upload_rates();
+  void wait_for(const Marker& marker);
+  // Nothing of mics is under way on the device.
+  void drain();
+  void read_device_step();
+  void write_device_step();
 
   LogSink log_;
   int exceptions_ = std::uncaught_exceptions();  // in flight when the engine was built
@@ -199,12 +248,15 @@ class EngineState {
   comm::OperationLog operations_;
   Model model_;
   Config config_;
+  Memory memory_;
   Execution exec_;
   std::vector<int> nodes_;
   std::shared_ptr<const optim::Optimizer> optimizer_;
   std::vector<optim::StateSpec> state_specs_;
+  parallel::Choice transport_;
   Plan plan_;
   state::Arena arena_;
+  std::unique_ptr<comm::DeviceWatch> device_watch_;  // where NCCL is used
   parallel::ProcessGroups groups_;
   parallel::SlotSchedule schedule_;
 
@@ -212,7 +264,11 @@ class EngineState {
   std::vector<Unit> units_;
   std::vector<GatherSlot> gather_slots_;
   std::vector<GradientSlot> gradient_slots_;
-  std::vector<Execution> resident_readers_;
+  Markers resident_readers_;
+  Markers resident_writers_;  // of persistent gradients, in this micro-step
+  Marker parameters_ready_;   // the update has written the shards
+  Marker resident_ready_;     // and what stays gathered is gathered
+  Marker resident_cleared_;   // persistent gradients are zero
   void* scratch_ = nullptr;
   std::span<double> norm_partials_;
   optim::Schedule rate_schedule_;
@@ -229,6 +285,16 @@ class EngineState {
   double loss_scale_ = 1;
   std::int64_t steps_ = 0;  // taken, without skipped ones; same on all ranks
   std::int64_t calls_ = 0;  // of step()
+  // On a device, which runs behind: `steps_` is then what the last finished step says.
+  std::unique_ptr<optim::DeviceStep> device_step_;
+  optim::OutcomeRing outcomes_;
+  std::deque<std::shared_ptr<EnqueuedStep>> in_flight_;
+  std::int64_t rates_end_ = 0;  // position up to which learning rates are there
+  double* norm_partials_of_tensors_ = nullptr;
+
+  using PinnedBytes = Kokkos::View<std::byte*, device::PinnedSpace>;
+  std::map<std::byte*, PinnedBytes> mirror_;  // copies of what lies there on a device
+
   std::string save_directory_;
   std::unique_ptr<checkpoint::Saver> saver_;  // of save_directory_
 };

@@ -3,7 +3,6 @@
 #include <mics/base/hash.hpp>
 #include <mics/engine/detail/engine_state.hpp>
 #include <mics/state/arena.hpp>
-#include <mics/state/for_blocks.hpp>
 
 #include <algorithm>
 #include <string>
@@ -117,30 +116,35 @@ void EngineState::start_fetch(int slot, int unit) {
       operations_.record(operation);
       here.pending.push_back(groups_.gather().start_gather(
           at(b).compute, data, buffer.flat.shard_count() * bytes_of(buffer.dtype), operation,
-          exec_));
+          groups_.gather().start_of_gather()));
     }
     data += state::arena_bytes(buffer_bytes(b));
   }
 }
 
-void EngineState::finish_fetch(int slot) {
+void EngineState::finish_fetch(int slot, const Execution& exec) {
   GatherSlot& here = gather_slots_[static_cast<std::size_t>(slot)];
-  for (const auto& pending : here.pending) pending->wait(exec_);
-  here.pending.clear();
+  for (const auto& pending : here.pending) pending->wait(exec);
+  // On a device other instances may still come to wait.
+  if (!on_device()) here.pending.clear();
 }
 
 // Ends what still happens in a slot before another unit comes to lie there.
 void EngineState::vacate(int slot) {
-  finish_fetch(slot);
-  wait_for(gather_slots_[static_cast<std::size_t>(slot)].readers,
-           "mics: the lease's kernels are done before its slot is reused");
+  GatherSlot& here = gather_slots_[static_cast<std::size_t>(slot)];
+  const Execution& gathers = groups_.gather().start_of_gather();
+  finish_fetch(slot, gathers);
+  here.pending.clear();
+  here.readers.order_before(gathers);
+  here.readers.clear();
 }
 
 void EngineState::acquire(UnitId unit, const Execution& exec, Keep keep) {
   require_alive();
   check_unit(unit);
-  require_host(exec);
+  require_reach(exec);
   Unit& here = at(unit);
+  exec.wait_for(resident_ready_);
   if (here.needs_slot) {
     const auto acquired = schedule_.acquire(unit.value);
     if (acquired.slot < 0) {
@@ -157,7 +161,7 @@ void EngineState::acquire(UnitId unit, const Execution& exec, Keep keep) {
       vacate(acquired.slot);
       start_fetch(acquired.slot, unit.value);
     }
-    finish_fetch(acquired.slot);
+    finish_fetch(acquired.slot, exec);
     GatherSlot& slot = gather_slots_[static_cast<std::size_t>(acquired.slot)];
     slot.keep = keep == Keep::yes;
     for (auto next = schedule_.next_prefetch(); next.unit >= 0; next = schedule_.next_prefetch()) {
@@ -168,47 +172,60 @@ void EngineState::acquire(UnitId unit, const Execution& exec, Keep keep) {
   ++here.open_leases;
 }
 
+void EngineState::share_parameters(UnitId unit, const Execution& exec) {
+  require_reach(exec);
+  exec.wait_for(resident_ready_);
+  if (at(unit).needs_slot) finish_fetch(schedule_.slot_of(unit.value), exec);
+}
+
 void EngineState::release(UnitId unit, const std::vector<Execution>& users) noexcept {
   Unit& here = at(unit);
   --here.open_leases;
-  if (!here.needs_slot) {
-    resident_readers_.insert(resident_readers_.end(), users.begin(), users.end());
-    // Bounded: what many leases of one step leave behind is mostly the same instance.
-    constexpr std::size_t many = 64;
-    if (resident_readers_.size() > many) {
-      wait_for(resident_readers_, "mics: a step's leases are bounded");
-    }
-    return;
+  // Of a unit in a slot, persistent parameters may have been read too.
+  if (!here.needs_slot || !plan_.flat().persistent_buffers().empty()) {
+    for (const Execution& user : users) resident_readers_.add(user);
   }
+  if (!here.needs_slot) return;
   const int index = schedule_.slot_of(unit.value);
   GatherSlot& slot = gather_slots_[static_cast<std::size_t>(index)];
-  slot.readers.insert(slot.readers.end(), users.begin(), users.end());
+  for (const Execution& user : users) slot.readers.add(user);
   const bool last = here.open_leases == 0;
   schedule_.release(unit.value, last && slot.keep);
   if (config_.debug && last && schedule_.slot_of(unit.value) < 0) {
     // A view that outlives its lease reads NaN instead of another unit's parameters.
-    wait_for(slot.readers, "mics: the lease's kernels are done before its slot is poisoned");
+    slot.readers.order_before(exec_);
     std::byte* data = slot.data;
     for (const int b : plan_.flat().buffers_of(unit)) {
-      state::poison(data, flat(b).dtype, flat(b).flat.count());
+      poison(exec_, data, flat(b).dtype, flat(b).flat.count());
       data += state::arena_bytes(buffer_bytes(b));
     }
+    slot.readers.add(exec_);
   }
 }
 
 void EngineState::gather_resident(bool trainable_only) {
-  if (!sharded()) return;
+  if (!sharded()) {
+    if (on_device()) resident_ready_ = parameters_ready_;
+    return;
+  }
+  const Execution& gathers = groups_.gather().start_of_gather();
+  resident_readers_.order_before(gathers);
+  std::unique_ptr<comm::PendingCollective> last;
   for (int b = 0; b < plan_.flat().buffer_count(); ++b) {
     const state::FlatBuffer& buffer = flat(b);
     if (!plan_.resident(b) || buffer.flat.count() == 0) continue;
     if (trainable_only && !buffer.trainable) continue;
     const Operation operation{Purpose::gather, buffer.name, buffer_bytes(b)};
     operations_.record(operation);
-    groups_.gather()
-        .start_gather(at(b).compute, at(b).full, buffer.flat.shard_count() * bytes_of(buffer.dtype),
-                      operation, exec_)
-        ->wait(exec_);
+    last = groups_.gather().start_gather(at(b).compute, at(b).full,
+                                         buffer.flat.shard_count() * bytes_of(buffer.dtype),
+                                         operation, gathers);
+    if (!on_device()) last->wait(gathers);
   }
+  if (last == nullptr) return;
+  // The last one ends on the instance of the last stage, after all before it.
+  last->wait(gathers);
+  if (on_device()) resident_ready_ = gathers.mark();
 }
 
 // ---- views
@@ -242,7 +259,7 @@ RawView EngineState::resolve(UnitId unit, const ViewRequest& request, bool gradi
     };
     refuse(word(spec.options.layout), word(request.layout));
   }
-  if (!request.host) refuse("a view of host memory", std::string(request.space));
+  require_space(object, request.host, request.space);
   if (gradient && !buffer.trainable) refuse("a trainable parameter", "a frozen one");
 
   const Buffer& here = buffers_[static_cast<std::size_t>(place.buffer)];

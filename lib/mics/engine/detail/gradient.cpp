@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/engine/detail/engine_state.hpp>
-#include <mics/state/for_blocks.hpp>
-
-#include <cstring>
-#include <limits>
 
 // Gradient scopes, hop 1 and hop 2.
 
@@ -24,7 +20,7 @@ int EngineState::gradient_slot_of(int unit) const {
 void EngineState::open_gradient(UnitId unit, const Execution& exec, GradientMode mode) {
   require_alive();
   check_unit(unit);
-  require_host(exec);
+  require_reach(exec);
   Unit& here = at(unit);
   const std::string object = "gradient of unit " + unit_name(unit);
   if (phase_ != Phase::micro_step) {
@@ -59,32 +55,42 @@ void EngineState::open_gradient(UnitId unit, const Execution& exec, GradientMode
                                    std::to_string(config_.slots + 1)});
     }
     GradientSlot& slot = gradient_slots_[static_cast<std::size_t>(index)];
-    wait_for(slot.writers, "mics: the slot's gradients are done before it is reused");
+    slot.writers.order_before(exec);
+    slot.writers.clear();
+    exec.wait_for(slot.free);
     slot.unit = unit.value;
     std::byte* data = slot.data;
     for (const int b : plan_.flat().buffers_of(unit)) {
       const state::FlatBuffer& buffer = flat(b);
       if (!buffer.trainable) continue;
-      const DType dtype = plan_.gradient_dtype(b);
-      const std::int64_t element = bytes_of(dtype);
       if (mode == GradientMode::add) {
-        state::clear("mics::GradientScope::clear", data, gradient_bytes(b));
+        clear(exec, data, gradient_bytes(b));
       } else {
         // In debug an element that the caller forgot shows in the norm.
-        if (config_.debug) state::poison(data, dtype, buffer.flat.count());
-        for (const layout::Interval& gap : buffer.flat.gaps()) {
-          std::memset(data + gap.offset * element, 0,
-                      static_cast<std::size_t>(gap.length * element));
+        if (config_.debug) {
+          poison(exec, data, plan_.gradient_dtype(b), buffer.flat.count());
         }
+        clear_gaps(exec, b, data);
       }
       data += state::arena_bytes(gradient_bytes(b));
     }
+    if (on_device()) slot.opened = exec.mark();
+  } else if (here.needs_gradient_slot) {
+    exec.wait_for(gradient_slots_[static_cast<std::size_t>(gradient_slot_of(unit.value))].opened);
   }
+  exec.wait_for(resident_cleared_);
   for (const ParameterId parameter : model_.parameters(unit)) {
     Buffer& buffer = at(plan_.flat().place(parameter).buffer);
     if (buffer.resident_gradient != nullptr) buffer.touched = true;
   }
   ++here.open_scopes;
+}
+
+void EngineState::share_gradient(UnitId unit, const Execution& exec) {
+  require_reach(exec);
+  exec.wait_for(resident_cleared_);
+  const int index = gradient_slot_of(unit.value);
+  if (index >= 0) exec.wait_for(gradient_slots_[static_cast<std::size_t>(index)].opened);
 }
 
 void EngineState::close_gradient(UnitId unit, const std::vector<Execution>& users, bool reduce) {
@@ -94,27 +100,32 @@ void EngineState::close_gradient(UnitId unit, const std::vector<Execution>& user
   here.deferred = here.deferred || !reduce;
   const bool ends = reduce && here.open_scopes == 0;
   const int index = gradient_slot_of(unit.value);
+  if (!plan_.flat().persistent_buffers().empty()) {
+    for (const Execution& user : users) resident_writers_.add(user);
+  }
   if (index < 0) {
     // Only persistent parameters: they are reduced at the end of the micro-step.
-    for (const Execution& user : users) user.fence("mics: gradients are written");
     if (!ends) return;
     here.deferred = false;
     here.reduced = true;
     return;
   }
   GradientSlot& slot = gradient_slots_[static_cast<std::size_t>(index)];
-  slot.writers.insert(slot.writers.end(), users.begin(), users.end());
+  for (const Execution& user : users) slot.writers.add(user);
   if (!ends) return;
 
   here.deferred = false;
   if (config_.debug || !schedule_.following()) require_same_unit("reduce", unit);
-  wait_for(slot.writers, "mics: gradients are written before they are reduced");
+  const Execution& reductions = groups_.reduce().start_of_reduce();
+  slot.writers.order_before(reductions);
+  slot.writers.clear();
   const std::byte* data = slot.data;
   for (const int b : plan_.flat().buffers_of(unit)) {
     if (!flat(b).trainable) continue;
     hop1(b, data);
     data += state::arena_bytes(gradient_bytes(b));
   }
+  if (on_device()) slot.free = reductions.mark();
   slot.unit = -1;
   here.reduced = true;
   if (last_announced_) advance_hop2(false);
@@ -133,7 +144,8 @@ void EngineState::hop1(int buffer, const void* gradient) {
       .factor = plan_.hop1_factor(buffer),
       .mode = local.contributed ? comm::SumMode::add : comm::SumMode::assign};
   groups_.reduce().reduce(gradient, local.sum, here.flat.shard_count(), reduction,
-                          plan_.between_wire(buffer), scratch_, operation, exec_);
+                          plan_.between_wire(buffer), scratch_, operation,
+                          groups_.reduce().start_of_reduce());
   local.contributed = true;
 }
 
@@ -143,8 +155,10 @@ void EngineState::hop2(int buffer) {
   if (here.flat.count() == 0) return;
   const DType dtype = plan_.sum_dtype(buffer);
   const std::int64_t bytes = here.flat.shard_count() * bytes_of(dtype);
+  const Execution& reductions = groups_.replica().execution();
+  reductions.wait_for(groups_.reduce().end_of_reduce());
   // Another replica may have a gradient where this one has none.
-  if (!local.contributed) state::clear("mics::detail::clear_accumulator", local.sum, bytes);
+  if (!local.contributed) clear(reductions, local.sum, bytes);
   if (plan_.layout().replicas() == 1) return;
   const Operation operation{Purpose::hop2, here.name, bytes};
   operations_.record(operation);
@@ -153,7 +167,7 @@ void EngineState::hop2(int buffer) {
                                 .wire = plan_.hop2_wire(buffer),
                                 .result = dtype,
                                 .factor = plan_.hop2_factor(buffer)},
-                               operation, exec_);
+                               operation, reductions);
 }
 
 // Replicas may reach their units in different orders, or not at all, so hop 2 runs in the plan's
@@ -178,12 +192,16 @@ void EngineState::finish_micro_step() {
     }
   }
   for (Unit& unit : units_) unit.reduced = false;
+  const Execution& reductions = groups_.reduce().start_of_reduce();
+  resident_writers_.order_before(reductions);
+  resident_writers_.clear();
   for (const int b : plan_.flat().persistent_buffers()) {
     Buffer& buffer = at(b);
     if (!buffer.touched) continue;
     buffer.touched = false;
     hop1(b, buffer.resident_gradient);
-    state::clear("mics::GradientScope::clear", buffer.resident_gradient, gradient_bytes(b));
+    clear(reductions, buffer.resident_gradient, gradient_bytes(b));
+    if (on_device()) resident_cleared_ = reductions.mark();
   }
 }
 

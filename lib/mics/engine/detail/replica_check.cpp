@@ -3,6 +3,7 @@
 #include <mics/base/hash.hpp>
 #include <mics/engine/detail/engine_state.hpp>
 #include <mics/state/checksum.hpp>
+#include <mics/state/device_fill.hpp>
 
 #include <algorithm>
 #include <map>
@@ -47,6 +48,11 @@ std::vector<EngineState::Replicated> EngineState::replicated() const {
   return arrays;
 }
 
+std::vector<std::uint64_t> EngineState::block_checksums_of(const Replicated& array) const {
+  if (!on_device()) return state::block_checksums(array.data, array.bytes);
+  return state::block_checksums(exec_, array.data, array.bytes);
+}
+
 bool EngineState::check_replicas() {
   if (plan_.layout().replicas() == 1) return false;
   comm::Transport& replica = groups_.replica();
@@ -54,7 +60,7 @@ bool EngineState::check_replicas() {
   std::vector<std::uint64_t> checksums;
   std::uint64_t mine = 0;
   for (const Replicated& array : arrays) {
-    checksums.push_back(state::checksum(array.data, array.bytes));
+    checksums.push_back(state::combine_checksums(block_checksums_of(array)));
     mine = hash_combine(mine, checksums.back());
   }
   const Operation operation{Purpose::agreement, "checksum of replicas", sizeof(mine)};
@@ -96,7 +102,7 @@ void EngineState::repair_or_fail(const std::vector<Replicated>& arrays,
 
     // The first block in which the lowest such replica differs.
     const Replicated& array = arrays[i];
-    const std::vector<std::uint64_t> blocks = state::block_checksums(array.data, array.bytes);
+    const std::vector<std::uint64_t> blocks = block_checksums_of(array);
     std::vector<std::uint64_t> all_blocks(blocks.size() * size);
     const auto block_bytes = static_cast<std::int64_t>(blocks.size() * sizeof(std::uint64_t));
     replica.all_gather_small(blocks.data(), all_blocks.data(), block_bytes,
@@ -132,8 +138,15 @@ void EngineState::repair_or_fail(const std::vector<Replicated>& arrays,
       failures_.poll();
     }
     if (!agrees(static_cast<std::size_t>(replica.rank()))) warn(line);
-    replica.broadcast(array.data, array.bytes, reference,
-                      {Purpose::agreement, "repair of a replica", array.bytes});
+    const Operation repair{Purpose::agreement, "repair of a replica", array.bytes};
+    if (on_device()) {
+      std::vector<std::byte> bits(static_cast<std::size_t>(array.bytes));
+      copy_out(bits.data(), array.data, array.bytes);
+      replica.broadcast(bits.data(), array.bytes, reference, repair);
+      copy_in(array.data, bits.data(), array.bytes);
+    } else {
+      replica.broadcast(array.data, array.bytes, reference, repair);
+    }
   }
 }
 

@@ -103,10 +103,10 @@ EngineState::Totals EngineState::exchange_totals(std::vector<std::uint8_t>& cont
   return total;
 }
 
-optim::Rates EngineState::rates() const {
-  if (learning_rates_.empty()) return rate_schedule_.rates(steps_);
+optim::Rates EngineState::rates(std::int64_t step) const {
+  if (learning_rates_.empty()) return rate_schedule_.rates(step);
   const auto last = static_cast<std::int64_t>(learning_rates_.size()) - 1;
-  return {.learning_rate = learning_rates_[static_cast<std::size_t>(std::min(steps_, last))]};
+  return {.learning_rate = learning_rates_[static_cast<std::size_t>(std::min(step, last))]};
 }
 
 std::vector<optim::Slice> EngineState::slices(const std::vector<std::uint8_t>& contributed) {
@@ -114,6 +114,8 @@ std::vector<optim::Slice> EngineState::slices(const std::vector<std::uint8_t>& c
   for (std::size_t i = 0; i < contributed.size(); ++i) {
     const int b = plan_.hop2_order()[i];
     Buffer& buffer = at(b);
+    const std::span<const state::HyperRun> runs = buffer.runs;
+    const std::span<const state::TensorSegment> tensors = buffer.tensors;
     result.push_back({.gradient = buffer.sum,
                       .master_weights = buffer.master_weights,
                       .states = buffer.states,
@@ -122,8 +124,8 @@ std::vector<optim::Slice> EngineState::slices(const std::vector<std::uint8_t>& c
                       .master_dtype = plan_.master_dtype(b),
                       .compute_dtype = flat(b).dtype,
                       .count = contributed[i] != 0 ? flat(b).flat.shard_count() : 0,
-                      .runs = buffer.runs,
-                      .tensors = buffer.tensors});
+                      .runs = on_device() ? buffer.device_runs.rows() : runs,
+                      .tensors = on_device() ? buffer.device_tensors.rows() : tensors});
   }
   return result;
 }
@@ -185,7 +187,22 @@ void EngineState::forget_gradients() {
   loss_scale_ = scaler_.scale();
 }
 
-std::shared_ptr<const StepResult> EngineState::step() {
+namespace {
+
+// A step that was done when step() returned.
+class FinishedStep final : public StepOutcome {
+ public:
+  explicit FinishedStep(StepResult result) : result_(std::move(result)) {}
+  [[nodiscard]] bool ready() override { return true; }
+  [[nodiscard]] const StepResult& get() override { return result_; }
+
+ private:
+  StepResult result_;
+};
+
+}  // namespace
+
+std::shared_ptr<StepOutcome> EngineState::step() {
   require_alive();
   if (phase_ != Phase::micro_step || !last_announced_) {
     raise<StateError>({.object = "step",
@@ -201,10 +218,13 @@ std::shared_ptr<const StepResult> EngineState::step() {
   next_hop2_ = 0;
   last_announced_ = false;
   ++calls_;
+  return on_device() ? enqueue_step() : run_step();
+}
 
+std::shared_ptr<StepOutcome> EngineState::run_step() {
   std::vector<std::uint8_t> contributed;
   const Totals total = exchange_totals(contributed);
-  const optim::Rates now = rates();
+  const optim::Rates now = rates(steps_);
   const double divisor = loss_scale_ * static_cast<double>(total.samples);
   StepResult result;
   result.samples = total.samples;
@@ -231,7 +251,8 @@ std::shared_ptr<const StepResult> EngineState::step() {
   const bool check_due =
       config_.replica_check_every > 0 && calls_ % config_.replica_check_every == 0;
   if (!result.skipped || check_due) {
-    wait_for(resident_readers_, "mics: leases' kernels are done before parameters change");
+    resident_readers_.order_before(exec_);
+    resident_readers_.clear();
     for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) {
       vacate(static_cast<int>(slot));
     }
@@ -252,7 +273,7 @@ std::shared_ptr<const StepResult> EngineState::step() {
   }
   result.step = steps_;
   forget_gradients();
-  return std::make_shared<const StepResult>(std::move(result));
+  return std::make_shared<FinishedStep>(std::move(result));
 }
 
 void EngineState::set_learning_rates(std::span<const double> table) {
@@ -267,6 +288,10 @@ void EngineState::set_learning_rates(std::span<const double> table) {
     }
   }
   learning_rates_.assign(table.begin(), table.end());
+  if (on_device()) {
+    rates_end_ = steps_;
+    upload_rates();
+  }
 }
 
 }  // namespace mics::detail
