@@ -63,11 +63,11 @@ Choice choose_device_transport(const comm::Communicator& world, bool require_ncc
     const int first = first_on_device(world);
     comm::agree(world, [&] {
       if (first == world.rank() || may_share) return;
-      raise<ConfigError>({.object = "device of rank " + std::to_string(world.rank()),
-                          .expected = "one device a rank",
-                          .found = device::identity() + ", which rank " + std::to_string(first) +
-                                   " uses too",
-                          .remedy = "start one rank a device, or set \"share_device\" to true"});
+      raise<ConfigError>(
+          {.object = "device of rank " + std::to_string(world.rank()),
+           .expected = "one device a rank",
+           .found = device::identity() + ", which rank " + std::to_string(first) + " uses too",
+           .remedy = "start one rank a device, or set \"share_device\" to true"});
     });
     const int mine = first == world.rank() ? 0 : 1;
     int shared = 0;
@@ -102,9 +102,9 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   // One group: its ranks by colour and key, the nodes they lie on, the instance it works on and
   // its memory for conversions. A group for small exchanges takes few of a device's processors.
   const auto transport = [&](int color, int key, std::vector<int> nodes, const auto& make_instance,
-                             [[maybe_unused]] std::span<std::byte> staging,
-                             std::int64_t staged,
-                             [[maybe_unused]] int max_ctas = 0) -> std::unique_ptr<comm::Transport> {
+                             [[maybe_unused]] std::span<std::byte> staging, std::int64_t staged,
+                             [[maybe_unused]] int max_ctas =
+                                 0) -> std::unique_ptr<comm::Transport> {
     auto messages =
         std::make_unique<comm::MpiTransport>(world.split(color, key), std::move(nodes), context);
     switch (wiring.kind) {
@@ -132,8 +132,8 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   for (int group = 0; group < layout.replicas(); ++group) {
     replica_nodes.push_back(node_of(group, here.shard));
   }
-  shard_ = transport(here.group, here.shard, shard_nodes, given_instance, {},
-                     wiring.staged_small, 1);
+  shard_ =
+      transport(here.group, here.shard, shard_nodes, given_instance, {}, wiring.staged_small, 1);
   replica_ = transport(here.shard, here.group, replica_nodes, own_instance, wiring.hop2,
                        wiring.staged_replica);
 

@@ -65,7 +65,7 @@ class ProcessGroups {
   /// The instances in whose order collectives run.
   [[nodiscard]] std::vector<const Execution*> queues() const {
     return {&gather_->start_of_gather(), &gather_->end_of_gather(), &reduce_->start_of_reduce(),
-            &reduce_->end_of_reduce(),   &shard_->execution(),       &replica_->execution()};
+            &reduce_->end_of_reduce(),   &shard_->execution(),      &replica_->execution()};
   }
   /// The ranks that hold this shard, in the order of their groups.
   [[nodiscard]] comm::Transport& replica() { return *replica_; }

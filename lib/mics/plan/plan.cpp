@@ -93,9 +93,9 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
   if (request.transport == comm::TransportKind::staged) {
     for (const state::FlatBuffer& buffer : flat_.buffers()) {
       staged_.gather =
-          std::max(staged_.gather, comm::StagedTransport::all_gather_bytes(
-                                       layout.shard_size(),
-                                       buffer.flat.shard_count() * bytes_of(buffer.dtype)));
+          std::max(staged_.gather,
+                   comm::StagedTransport::all_gather_bytes(
+                       layout.shard_size(), buffer.flat.shard_count() * bytes_of(buffer.dtype)));
     }
   }
   // A device's norm has its own place; norms of tensors stand one after another there.
@@ -125,14 +125,14 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
     if (request.step_bytes) {
       const auto trainable = std::count_if(flat_.buffers().begin(), flat_.buffers().end(),
                                            [](const auto& buffer) { return buffer.trainable; });
-      memory_.step = state::arena_bytes(request.step_bytes(
-          static_cast<int>(trainable), layout.shard_size(), layout.replicas()));
+      memory_.step = state::arena_bytes(
+          request.step_bytes(static_cast<int>(trainable), layout.shard_size(), layout.replicas()));
     }
     memory_.arena += memory_.conversions + memory_.step;
     // The small exchanges of a step: of its own numbers, and norms of whole tensors.
     const std::int64_t doubles = 8 * (layout.world_size() + flat_.buffer_count()) + 64;
-    staged_.small = state::arena_bytes(
-        8 * std::max<std::int64_t>(doubles, request.norms_per_tensor * tensors));
+    staged_.small =
+        state::arena_bytes(8 * std::max<std::int64_t>(doubles, request.norms_per_tensor * tensors));
     staged_.replica = std::max(staged_.replica, staged_.small);
   }
 
@@ -146,8 +146,7 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
 
   if (request.transport == comm::TransportKind::staged) {
     const int stages = two_stage_ ? 2 : 1;
-    memory_.staging +=
-        stages * (staged_.gather + staged_.reduce) + staged_.replica + staged_.small;
+    memory_.staging += stages * (staged_.gather + staged_.reduce) + staged_.replica + staged_.small;
   }
   if (request.norms_per_tensor > 0) {
     memory_.staging += MpiTransport::staging_bytes(layout.shard_size(), false);
@@ -184,17 +183,16 @@ void Plan::plan_conversions(int buffer) {
     between.wire = between_wire(buffer);
     between.factor = 1;
   }
-  const comm::Reduction hop2{.source = sum,
-                             .wire = hop2_wire(buffer),
-                             .result = sum,
-                             .factor = hop2_factor(buffer)};
+  const comm::Reduction hop2{
+      .source = sum, .wire = hop2_wire(buffer), .result = sum, .factor = hop2_factor(buffer)};
   const int lanes = two_stage_ ? layout_.lanes() : layout_.shard_size();
   const std::int64_t lane_count = two_stage_ ? nodes * shard : shard;
   if (request_.transport == comm::TransportKind::nccl) {
     using comm::reduce_scatter_staging_bytes;
     grow(conversions_.hop1, reduce_scatter_staging_bytes(lanes, lane_count, inside, request_.sums));
     if (two_stage_) {
-      grow(conversions_.between, reduce_scatter_staging_bytes(nodes, shard, between, request_.sums));
+      grow(conversions_.between,
+           reduce_scatter_staging_bytes(nodes, shard, between, request_.sums));
     }
     grow(conversions_.hop2,
          comm::all_reduce_staging_bytes(layout_.replicas(), shard, hop2, request_.sums));
@@ -400,8 +398,7 @@ std::string Plan::text(std::span<const UnitId> order) const {
     transport += request_.sums == comm::DeviceSums::wire ? "; sums in the wire dtype"
                                                          : "; sums in rank order in fp32";
   } else {
-    transport +=
-        "; reductions block the caller, prefetched gathers progress inside mics calls";
+    transport += "; reductions block the caller, prefetched gathers progress inside mics calls";
   }
   if (!request_.transport_reason.empty()) transport += "; " + request_.transport_reason;
   line("transport", transport);

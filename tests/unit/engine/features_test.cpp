@@ -92,7 +92,8 @@ TEST(ComplexParameters, AreGatheredReducedAndUpdatedAsPairs) {
         }
         auto scope = engine.gradient(complex.unit);
         add_complex(host_gradient<Kokkos::complex<float>**>(scope, complex.single), 1);
-        add_complex(host_gradient<Kokkos::complex<float>**, Kokkos::LayoutLeft>(scope, complex.left), 1);
+        add_complex(
+            host_gradient<Kokkos::complex<float>**, Kokkos::LayoutLeft>(scope, complex.left), 1);
         add_complex(host_gradient<Kokkos::complex<double>*>(scope, complex.wide), 1);
         scope.reduce();
         const StepResult result = engine.step().get();
@@ -132,6 +133,25 @@ TEST(ComplexParameters, AreNotMistakenForRealOnes) {
 
 /// The application's own rule: w -= rate * g / (1 + count), with a count of updates as its state.
 /// On `faulty_rank`, from step `fault`, it also does what a broken memory would do to one weight.
+struct CountingKernel {
+  const float* gradient;
+  float* weights;
+  float* counts;
+  std::int64_t count;
+  std::int64_t faulty_step;  // -1: none
+  const optim::DeviceStepInfo* info;
+
+  KOKKOS_FUNCTION void operator()(std::int64_t i) const {
+    if (info->update == 0) return;
+    const auto g = static_cast<float>(static_cast<double>(gradient[i]) * info->gradient_scale);
+    if (g != 0) {  // gaps stay as they are
+      weights[i] -= static_cast<float>(info->learning_rate) * g / (1 + counts[i]);
+      counts[i] += 1;
+    }
+    if (info->step == faulty_step && i == count / 2) weights[i] += 0.125F;
+  }
+};
+
 class Counting final : public optim::Optimizer {
  public:
   explicit Counting(int faulty_rank = -1, std::int64_t fault = 0)
@@ -152,6 +172,16 @@ class Counting final : public optim::Optimizer {
     if (job_rank() == faulty_rank_ && info.step == fault_ && slice.count > 0) {
       weights[slice.count / 2] += 0.125F;
     }
+  }
+  [[nodiscard]] bool runs_on_device() const override { return true; }
+  void enqueue_update(const Execution& exec, const optim::Slice& slice,
+                      const optim::DeviceStepInfo* info) const override {
+    using Policy = Kokkos::RangePolicy<device::Space, Kokkos::IndexType<std::int64_t>>;
+    Kokkos::parallel_for("counting", Policy(exec.as<device::Space>(), 0, slice.count),
+                         CountingKernel{static_cast<const float*>(slice.gradient),
+                                        static_cast<float*>(slice.master_weights),
+                                        static_cast<float*>(slice.states[0]), slice.count,
+                                        job_rank() == faulty_rank_ ? fault_ : -1, info});
   }
 
  private:

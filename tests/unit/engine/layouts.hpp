@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "small_net.hpp"
 #include "host_access.hpp"
+#include "small_net.hpp"
 #include <mics/mics.hpp>
 
 #include <mpi.h>

@@ -99,10 +99,11 @@ class EngineState {
     std::byte* resident_gradient = nullptr;  // (buffer) of persistent buffers, zero between uses
     std::vector<state::HyperRun> runs;
     std::vector<state::TensorSegment> tensors;
-    state::DeviceTable<state::HyperRun> device_runs;  // on a device, of the two above and of the gaps
+    state::DeviceTable<state::HyperRun>
+        device_runs;  // on a device, of the two above and of the gaps
     state::DeviceTable<state::TensorSegment> device_tensors;
     state::DeviceTable<layout::Interval> device_gaps;
-    double* norms = nullptr;  // on a device, where the optimizer needs norms of whole tensors
+    double* norms = nullptr;   // on a device, where the optimizer needs norms of whole tensors
     std::int64_t updates = 0;  // steps that changed it: what bias corrections count
     bool touched = false;      // persistent only: a scope of this micro-step could write to it
     bool contributed = false;  // `sum` holds a gradient of this step
