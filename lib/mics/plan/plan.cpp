@@ -121,16 +121,23 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
                   memory_.accumulators + memory_.gather_slots + memory_.gradient_slots +
                   memory_.resident + memory_.scratch;
   if (request.memory == Memory::device) {
-    memory_.conversions = conversions_.hop1 + conversions_.between + conversions_.hop2;
     if (request.step_bytes) {
       const auto trainable = std::count_if(flat_.buffers().begin(), flat_.buffers().end(),
                                            [](const auto& buffer) { return buffer.trainable; });
       memory_.step = state::arena_bytes(
           request.step_bytes(static_cast<int>(trainable), layout.shard_size(), layout.replicas()));
     }
-    memory_.arena += memory_.conversions + memory_.step;
     // The small exchanges of a step: of its own numbers, and norms of whole tensors.
     const std::int64_t doubles = 8 * (layout.world_size() + flat_.buffer_count()) + 64;
+    if (request.transport == comm::TransportKind::nccl) {
+      const comm::Reduction numbers{
+          .source = DType::fp64, .wire = DType::fp64, .result = DType::fp64};
+      conversions_.hop2 =
+          std::max(conversions_.hop2, state::arena_bytes(comm::all_reduce_staging_bytes(
+                                          layout.replicas(), doubles, numbers, request.sums)));
+    }
+    memory_.conversions = conversions_.hop1 + conversions_.between + conversions_.hop2;
+    memory_.arena += memory_.conversions + memory_.step;
     staged_.small =
         state::arena_bytes(8 * std::max<std::int64_t>(doubles, request.norms_per_tensor * tensors));
     staged_.replica = std::max(staged_.replica, staged_.small);
