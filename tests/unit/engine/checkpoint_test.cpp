@@ -283,7 +283,11 @@ TEST(EngineCheckpoint, ReplicasThatDifferAreNotSaved) {
     // A whole replica's gathered unit is its shard: as broken memory would.
     engine.begin_evaluation();
     const Lease lease = engine.gather(toy.units[2]);
-    *const_cast<float*>(lease.view<const float*>(toy.bias[2]).data()) += 1;
+    float* const first = const_cast<float*>(lease.view<const float*>(toy.bias[2]).data());
+    const float broken = host_view<const float*>(lease, toy.bias[2])(0) + 1;
+    const Execution exec;
+    device::copy(exec, first, &broken, sizeof(broken));
+    exec.fence("the memory is broken");
   }
 
   expect_error<FormatError>([&] { engine.save(folder.in("run")); }, {"replica", "rank"});

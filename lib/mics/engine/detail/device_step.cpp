@@ -153,6 +153,7 @@ std::shared_ptr<StepOutcome> EngineState::enqueue_step() {
 
   auto outcome = std::make_shared<EnqueuedStep>(*this, std::move(done), slot);
   in_flight_.push_back(outcome);
+  if (check_due) retire(0);  // the comparison waits for the device, and names the step
   const bool repaired = check_due && check_replicas();
   schedule_.invalidate();
   gather_resident(!repaired);

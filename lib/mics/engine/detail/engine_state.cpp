@@ -120,7 +120,7 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       }()),
       device_watch_(make_device_watch()),
       groups_(world_, plan_.layout(), nodes_, plan_.two_stage(),
-              {&failures_, &operations_, device_watch_.get(), to_milliseconds(config.timeout)},
+              {&failures_, &operations_, to_milliseconds(config.timeout), device_watch_.get()},
               make_wiring()),
       schedule_(model.units(), config.slots, plan_.request().prefetch, !config.debug),
       rate_schedule_(config.schedule, config.optimizer.learning_rate),
