@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Finds NCCL, which ships no CMake package: target NCCL::nccl, variable NCCL_VERSION.
-# NCCL_ROOT (variable or environment) names its prefix.
-find_path(NCCL_INCLUDE_DIR nccl.h)
-find_library(NCCL_LIBRARY nccl)
+# NCCL_ROOT (variable or environment) names its prefix; the CUDA toolkit's own folders are looked
+# into as well.
+find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
 mark_as_advanced(NCCL_INCLUDE_DIR NCCL_LIBRARY)
 
 set(NCCL_VERSION)

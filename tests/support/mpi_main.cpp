@@ -13,6 +13,29 @@ namespace {
 
 using namespace mics::test;
 
+// Position of this process among those of its node.
+int local_rank() {
+  MPI_Comm node = MPI_COMM_NULL;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+  int rank = 0;
+  MPI_Comm_rank(node, &rank);
+  MPI_Comm_free(&node);
+  return rank;
+}
+
+// Each rank works with a device of its own while there are enough. Kokkos would take the position
+// from a variable of the launcher, which not every launcher sets. False: no device is visible.
+bool initialize_kokkos(int argc, char** argv) {
+  const int devices = Kokkos::num_devices();  // -1 in a build without
+  if (devices < 0) {
+    Kokkos::initialize(argc, argv);
+    return true;
+  }
+  if (devices == 0) return false;
+  Kokkos::initialize(Kokkos::InitializationSettings().set_device_id(local_rank() % devices));
+  return true;
+}
+
 // Runs the tests; returns the same status on all ranks.
 int run(int rank) {
   auto& listeners = testing::UnitTest::GetInstance()->listeners();
@@ -53,7 +76,11 @@ int main(int argc, char** argv) {
     return 1;
   }
   testing::InitGoogleTest(&argc, argv);
-  Kokkos::initialize(argc, argv);
+  if (!initialize_kokkos(argc, argv)) {
+    std::fprintf(stderr, "[rank %d] these tests need a device, and none is visible\n", rank);
+    MPI_Finalize();
+    return 1;
+  }
 
   const int status = run(rank);
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <Kokkos_BitManipulation.hpp>
 #include <Kokkos_Macros.hpp>
 
-#include <bit>
 #include <cstdint>
 
 namespace mics {
@@ -17,14 +17,14 @@ struct bf16 {
 
   bf16() = default;
   KOKKOS_INLINE_FUNCTION explicit bf16(float value) {
-    const auto u = std::bit_cast<std::uint32_t>(value);
+    const auto u = Kokkos::bit_cast<std::uint32_t>(value);
     // A NaN keeps its sign and becomes quiet: rounding could otherwise carry it to infinity.
     const std::uint32_t rounded = u + 0x7fffU + ((u >> 16) & 1U);
     bits = static_cast<std::uint16_t>((value != value ? u | 0x00400000U : rounded) >> 16);
   }
   KOKKOS_INLINE_FUNCTION explicit bf16(double value);
   KOKKOS_INLINE_FUNCTION explicit operator float() const {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+    return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
   }
   KOKKOS_INLINE_FUNCTION explicit operator double() const {
     return static_cast<double>(static_cast<float>(*this));
@@ -38,7 +38,7 @@ struct fp16 {
 
   fp16() = default;
   KOKKOS_INLINE_FUNCTION explicit fp16(float value) {
-    const auto u = std::bit_cast<std::uint32_t>(value);
+    const auto u = Kokkos::bit_cast<std::uint32_t>(value);
     const std::uint32_t sign = (u >> 16) & 0x8000U;
     const std::uint32_t magnitude = u & 0x7fffffffU;
     std::uint32_t result = 0;
@@ -48,8 +48,8 @@ struct fp16 {
       result = 0x7c00U;  // rounds to infinity
     } else if (magnitude < 0x38800000U) {
       // Subnormal: adding 0.5 in fp32 aligns the mantissa so that the hardware rounds to even.
-      const float shifted = std::bit_cast<float>(magnitude) + 0.5F;
-      result = std::bit_cast<std::uint32_t>(shifted) - 0x3f000000U;
+      const float shifted = Kokkos::bit_cast<float>(magnitude) + 0.5F;
+      result = Kokkos::bit_cast<std::uint32_t>(shifted) - 0x3f000000U;
     } else {
       result = (magnitude - 0x38000000U + 0x0fffU + ((magnitude >> 13) & 1U)) >> 13;
     }
@@ -60,11 +60,11 @@ struct fp16 {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000U) << 16;
     const std::uint32_t magnitude = bits & 0x7fffU;
     if (magnitude >= 0x7c00U) {
-      return std::bit_cast<float>(sign | 0x7f800000U | ((magnitude & 0x03ffU) << 13));
+      return Kokkos::bit_cast<float>(sign | 0x7f800000U | ((magnitude & 0x03ffU) << 13));
     }
     // Scaling by 2^112 moves the exponent bias from 15 to 127 and normalises subnormals exactly.
-    const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112F;
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(scaled));
+    const float scaled = Kokkos::bit_cast<float>(magnitude << 13) * 0x1p112F;
+    return Kokkos::bit_cast<float>(sign | Kokkos::bit_cast<std::uint32_t>(scaled));
   }
   KOKKOS_INLINE_FUNCTION explicit operator double() const {
     return static_cast<double>(static_cast<float>(*this));
@@ -82,10 +82,10 @@ KOKKOS_INLINE_FUNCTION float narrow_to_odd(double value) {
   float narrowed = static_cast<float>(value);
   const auto back = static_cast<double>(narrowed);
   if (back == value || value != value) return narrowed;
-  auto u = std::bit_cast<std::uint32_t>(narrowed);
+  auto u = Kokkos::bit_cast<std::uint32_t>(narrowed);
   const bool rounded_away = (value < 0 ? -back : back) > (value < 0 ? -value : value);
   if (rounded_away) --u;  // towards zero; the sticky bit below then makes it odd
-  return std::bit_cast<float>(u | 1U);
+  return Kokkos::bit_cast<float>(u | 1U);
 }
 
 }  // namespace detail

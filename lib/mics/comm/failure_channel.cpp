@@ -142,6 +142,25 @@ const FailureChannel::Answer* FailureChannel::answer_of(int rank) const {
   return answer == answers_.end() ? nullptr : &answer->second;
 }
 
+std::string FailureChannel::names(const std::vector<int>& ranks) {
+  std::string text;
+  for (std::size_t i = 0; i < std::min(ranks.size(), max_named); ++i) {
+    text += (i == 0 ? "rank " : ", rank ") + std::to_string(ranks[i]);
+  }
+  if (ranks.size() <= max_named) return text;
+  return text + " and " + std::to_string(ranks.size() - max_named) + " more";
+}
+
+std::string FailureChannel::answer_text(int rank) const {
+  const Answer* const answer = answer_of(rank);
+  std::string they = names({rank});
+  if (answer == nullptr) return they + " is stopped, gone or busy outside mics";
+  if (answer->operation == "nothing") return they + " waits for nothing in mics";
+  they += " waits in " + answer->operation;
+  if (!answer->whom.empty()) they += " for " + names(answer->whom);
+  return they;
+}
+
 std::string FailureChannel::text() const {
   return failed() ? blamed()->second.text : std::string();
 }

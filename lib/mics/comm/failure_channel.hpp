@@ -69,6 +69,10 @@ class FailureChannel {
   };
   /// What `rank` said last; null if it has not answered. Local.
   [[nodiscard]] const Answer* answer_of(int rank) const;
+  /// The same in words: `rank 2 waits in hop 1 of layer0 (4096 bytes) for rank 3`. Local.
+  [[nodiscard]] std::string answer_text(int rank) const;
+  /// `rank 1, rank 2`; of many the first and how many more. Local.
+  [[nodiscard]] static std::string names(const std::vector<int>& ranks);
 
   [[nodiscard]] bool failed() const noexcept { return !failures_.empty(); }
   /// What the failure said that is blamed; empty if there is none.

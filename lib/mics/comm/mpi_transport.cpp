@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/hash.hpp>
 #include <mics/comm/detail/sum.hpp>
+#include <mics/comm/device_sums.hpp>
 #include <mics/comm/mpi_transport.hpp>
 
 #include <algorithm>
@@ -216,29 +217,12 @@ class MpiTransport::Requests {
   }
 
   [[noreturn]] void timed_out() {
-    const auto names = [](const std::vector<int>& ranks) {
-      std::string text;
-      for (std::size_t i = 0; i < std::min(ranks.size(), max_asked); ++i) {
-        text += (i == 0 ? "rank " : ", rank ") + std::to_string(ranks[i]);
-      }
-      if (ranks.size() <= max_asked) return text;
-      return text + " and " + std::to_string(ranks.size() - max_asked) + " more";
-    };
     std::string they;
     for (const int rank : asked_) {
-      const FailureChannel::Answer* const answer = transport_.context_.failures->answer_of(rank);
-      they += (they.empty() ? "" : ", ") + names({rank});
-      if (answer == nullptr) {
-        they += " is stopped, gone or busy outside mics";
-      } else if (answer->operation == "nothing") {
-        they += " waits for nothing in mics";
-      } else {
-        they += " waits in " + answer->operation;
-        if (!answer->whom.empty()) they += " for " + names(answer->whom);
-      }
+      they += (they.empty() ? "" : ", ") + transport_.context_.failures->answer_text(rank);
     }
     fail({.object = object(),
-          .expected = names(missing_world_ranks()) + " within " +
+          .expected = FailureChannel::names(missing_world_ranks()) + " within " +
                       std::to_string(transport_.context_.timeout.count()) + " ms",
           .found = "no message; " + they,
           .remedy = last_operations()},
@@ -516,13 +500,10 @@ void MpiTransport::all_reduce(void* data, std::int64_t count, const Reduction& r
                               const Operation& operation, const Execution& exec) {
   if (comm_.size() == 1 && reduction.factor == 1) return;
   exec.fence("mics::comm: sums are ready before they are sent");
-  constexpr std::int64_t granule = 64;
-  const std::int64_t granules = (count + granule - 1) / granule;
   std::vector<Piece> pieces(static_cast<std::size_t>(comm_.size()));
   for (int i = 0; i < comm_.size(); ++i) {
-    const std::int64_t begin = std::min(count, granules * i / comm_.size() * granule);
-    const std::int64_t end = std::min(count, granules * (i + 1) / comm_.size() * granule);
-    pieces[static_cast<std::size_t>(i)] = {begin, end - begin};
+    const detail::ElementRange range = detail::all_reduce_piece(count, i, comm_.size());
+    pieces[static_cast<std::size_t>(i)] = {range.offset, range.count};
   }
   const Piece& mine = pieces[static_cast<std::size_t>(comm_.rank())];
   exchange_and_sum(data, at(data, mine.offset * bytes_of(reduction.result)), reduction, pieces,

@@ -14,11 +14,14 @@
 
 namespace mics::comm {
 
+class DeviceWatch;
+
 /// What all transports of one engine share. Local; outlives them.
 struct TransportContext {
   FailureChannel* failures = nullptr;
   OperationLog* log = nullptr;
   std::chrono::milliseconds timeout{60'000};  ///< longest wait for a peer
+  DeviceWatch* device = nullptr;  ///< of NCCL's transports; null where there are none
 };
 
 /// Collectives over host memory, built of nonblocking point-to-point messages and one waiting loop.
@@ -57,6 +60,9 @@ class MpiTransport final : public Transport {
   void barrier(const Operation& operation) override;
 
   [[nodiscard]] std::uint64_t fingerprint() const override { return history_; }
+
+  /// The group's ranks as the engine's caller knows them. Local.
+  [[nodiscard]] const std::vector<int>& world_ranks() const { return world_ranks_; }
 
   /// Bytes of host memory that reductions use for pieces on their way in a group of `size` ranks.
   /// \param converts  Reduction::converts() of the widest

@@ -31,12 +31,6 @@ enum class TransportKind : std::uint8_t {
   return "MPI, staged";
 }
 
-/// How a transport of device memory sums.
-enum class DeviceSums : std::uint8_t {
-  wire,  ///< as the collective library does: in the wire dtype
-  fp32,  ///< an all-to-all in the wire dtype and a sum in rank order in fp32 (fp64 for fp64)
-};
-
 /// What a reduction does with the values that are in the result already.
 enum class SumMode : std::uint8_t {
   assign,  ///< result = sum over ranks
@@ -57,19 +51,6 @@ struct Reduction {
   /// True if elements change on their way to the wire.
   [[nodiscard]] constexpr bool converts() const { return source != wire || factor != 1; }
 };
-
-/// Bytes of device memory that a transport of `ranks` ranks needs beside its buffers to reduce to
-/// `count` elements a rank: addends in the wire dtype where they are converted, and pieces or sums
-/// on their way to a result that they are added to.
-[[nodiscard]] constexpr std::int64_t device_staging_bytes(int ranks, std::int64_t count,
-                                                          const Reduction& reduction,
-                                                          DeviceSums sums) {
-  if (ranks == 1) return 0;
-  const auto aligned = [](std::int64_t bytes) { return (bytes + 255) / 256 * 256; };
-  const std::int64_t piece = count * bytes_of(reduction.wire);
-  return (reduction.converts() ? aligned(ranks * piece) : 0) +
-         aligned(sums == DeviceSums::wire ? piece : ranks * piece);
-}
 
 /// A collective under way. Destroying one that was not waited for abandons it: its buffers must
 /// then not be used again by this process (the failure path).

@@ -2,6 +2,7 @@
 #include <mics/base/error.hpp>
 #include <mics/engine/config.hpp>
 #include <mics/engine/detail/config_section.hpp>
+#include <mics/optim/device_step.hpp>
 
 #include <algorithm>
 #include <array>

@@ -4,7 +4,7 @@
 #include <mics/base/device.hpp>
 #include <mics/base/dtype.hpp>
 #include <mics/base/json_reader.hpp>
-#include <mics/comm/transport.hpp>
+#include <mics/comm/device_sums.hpp>
 #include <mics/engine/batch.hpp>
 #include <mics/engine/config_report.hpp>
 #include <mics/optim/loss_scaler.hpp>

@@ -307,11 +307,11 @@ class Engine {
                                        GradientMode mode = GradientMode::add);
 
   /// Reduces over the replicas what is not reduced yet, clips, updates or skips, and writes the
-  /// parameters. Collective over all ranks; blocks with the MPI transport. With NCCL it enqueues the
-  /// step on the engine's instance and waits only for the step before the last.
-  /// \throws StateError if the last micro-step was not announced, a lease or scope is open, a
-  /// scope is deferred, or gradients are not finite at the lowest loss scale (the state is then as
-  /// it was, and the engine goes on); CommError if replicas differ and are not to be repaired
+  /// parameters. Collective over all ranks; blocks with the MPI transport. With NCCL it enqueues
+  /// the step on the engine's instance and waits only for the step before the last. \throws
+  /// StateError if the last micro-step was not announced, a lease or scope is open, a scope is
+  /// deferred, or gradients are not finite at the lowest loss scale (the state is then as it was,
+  /// and the engine goes on); CommError if replicas differ and are not to be repaired
   StepHandle step();
 
   /// Where the application adds the sum of its samples' losses in a micro-step, on a device by

@@ -76,6 +76,28 @@ std::int64_t Optimizer::norm_partials(std::int64_t count, std::int64_t tensors) 
   return norms_per_tensor() * (state::blocks_of(count) + tensors);
 }
 
+namespace {
+
+[[noreturn]] void refuse_device(const Optimizer& optimizer) {
+  raise<StateError>({.object = "optimizer " + std::string(optimizer.name()),
+                     .expected = "one that runs on a device",
+                     .found = "only the functions of the host",
+                     .remedy = "override enqueue_update(), or keep the state in host memory"});
+}
+
+}  // namespace
+
+void Optimizer::enqueue_norms(const Execution& /*exec*/, const Slice& /*slice*/,
+                              const DeviceStepInfo* /*info*/, double* /*norms*/,
+                              double* /*partials*/) const {
+  if (norms_per_tensor() > 0) refuse_device(*this);
+}
+
+void Optimizer::enqueue_update(const Execution& /*exec*/, const Slice& /*slice*/,
+                               const DeviceStepInfo* /*info*/) const {
+  refuse_device(*this);
+}
+
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config) {
   check(config);
   switch (config.kind) {

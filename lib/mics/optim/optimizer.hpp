@@ -2,6 +2,8 @@
 #pragma once
 
 #include <mics/base/dtype.hpp>
+#include <mics/base/execution.hpp>
+#include <mics/optim/device_step_info.hpp>
 #include <mics/optim/optimizer_config.hpp>
 #include <mics/state/flat_model.hpp>
 
@@ -28,7 +30,8 @@ struct StateSpec {
   InitialState initial = InitialState::zeros;
 };
 
-/// One buffer's shard as an optimizer sees it: `count` elements of each array, host memory. Gaps
+/// One buffer's shard as an optimizer sees it: `count` elements of each array, host memory; for
+/// the functions that enqueue, all of it but the span `states` itself is device memory. Gaps
 /// between tensors are zero in every array.
 struct Slice {
   const void* gradient = nullptr;      ///< sums over all ranks and micro-steps, `gradient_dtype`
@@ -94,6 +97,19 @@ class Optimizer {
   /// Updates weights and states, and writes the compute copy. Local; blocks.
   virtual void update(const Slice& slice, const StepInfo& info) const = 0;
 
+  /// True if the two functions below work. The others are then never called for device memory.
+  [[nodiscard]] virtual bool runs_on_device() const { return false; }
+  /// As add_norms() and update(), for a slice in device memory and a step that the device decides:
+  /// enqueued in `exec`, an instance of device::Space, and done by kernels that read `*info` when
+  /// they run and leave everything as it is where `info->update` is 0. Local; do not block.
+  /// \param[in,out] norms     device memory; as Slice::norms
+  /// \param[out]    partials  device memory; as add_norms()
+  /// \throws StateError if the optimizer does not run on a device
+  virtual void enqueue_norms(const Execution& exec, const Slice& slice, const DeviceStepInfo* info,
+                             double* norms, double* partials) const;
+  virtual void enqueue_update(const Execution& exec, const Slice& slice,
+                              const DeviceStepInfo* info) const;
+
  protected:
   Optimizer() = default;
 };
@@ -125,6 +141,8 @@ class Optimizer {
 /// An epsilon below the smallest normal number of the master dtype counts as that number: 0 / 0
 /// would fill gaps with NaN. `ema_decay` adds the state ema, at first the weights, in the same
 /// pass.
+///
+/// They run on a device too, with the same formulas; there LAMB's norms round differently again.
 ///
 /// Floor of adamw in fp32 with a 16-bit compute copy: 30 bytes an element (gradient 4, weights and
 /// moments read and written 24, copy 2) over the memory's copy bandwidth.

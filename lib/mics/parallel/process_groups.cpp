@@ -3,7 +3,7 @@
 #include <mics/comm/agreement.hpp>
 #include <mics/comm/staged_transport.hpp>
 #include <mics/parallel/process_groups.hpp>
-#ifdef MICS_ENABLE_NCCL
+#ifdef MICS_HAS_NCCL
 #include <mics/comm/nccl_communicator.hpp>
 #include <mics/comm/nccl_transport.hpp>
 #endif
@@ -56,18 +56,18 @@ int first_on_device(const comm::Communicator& world) {
 Choice choose_device_transport(const comm::Communicator& world, bool require_nccl, bool want_nccl,
                                bool may_share) {
   std::string obstacle;
-#ifndef MICS_ENABLE_NCCL
+#ifndef MICS_HAS_NCCL
   obstacle = "this build has no NCCL";
 #endif
   if (device::separate) {
     const int first = first_on_device(world);
     comm::agree(world, [&] {
       if (first == world.rank() || may_share) return;
-      raise<ConfigError>({.object = "device of rank " + std::to_string(world.rank()),
-                          .expected = "one device a rank",
-                          .found = device::identity() + ", which rank " + std::to_string(first) +
-                                   " uses too",
-                          .remedy = "start one rank a device, or set \"share_device\" to true"});
+      raise<ConfigError>(
+          {.object = "device of rank " + std::to_string(world.rank()),
+           .expected = "one device a rank",
+           .found = device::identity() + ", which rank " + std::to_string(first) + " uses too",
+           .remedy = "start one rank a device, or set \"share_device\" to true"});
     });
     const int mine = first == world.rank() ? 0 : 1;
     int shared = 0;
@@ -94,7 +94,7 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   const auto node_of = [&](int group, int shard) {
     return node_of_rank[static_cast<std::size_t>(layout.rank_of(group, shard))];
   };
-#ifdef MICS_ENABLE_NCCL
+#ifdef MICS_HAS_NCCL
   std::optional<comm::NcclCommunicator> parent;
   if (wiring.kind == comm::TransportKind::nccl) parent = comm::NcclCommunicator::create(world);
 #endif
@@ -102,24 +102,24 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   // One group: its ranks by colour and key, the nodes they lie on, the instance it works on and
   // its memory for conversions. A group for small exchanges takes few of a device's processors.
   const auto transport = [&](int color, int key, std::vector<int> nodes, const auto& make_instance,
-                             std::span<std::byte> staging,
-                             bool small) -> std::unique_ptr<comm::Transport> {
+                             [[maybe_unused]] std::span<std::byte> staging, std::int64_t staged,
+                             [[maybe_unused]] int max_ctas =
+                                 0) -> std::unique_ptr<comm::Transport> {
     auto messages =
         std::make_unique<comm::MpiTransport>(world.split(color, key), std::move(nodes), context);
     switch (wiring.kind) {
       case comm::TransportKind::mpi:
         return messages;
       case comm::TransportKind::nccl:
-#ifdef MICS_ENABLE_NCCL
-        return std::make_unique<comm::NcclTransport>(parent->split(color, key, small ? 1 : 0),
+#ifdef MICS_HAS_NCCL
+        return std::make_unique<comm::NcclTransport>(parent->split(color, key, max_ctas),
                                                      std::move(messages), make_instance(), context,
                                                      wiring.sums, staging);
 #endif
       case comm::TransportKind::staged:
         break;
     }
-    return std::make_unique<comm::StagedTransport>(std::move(messages), make_instance(),
-                                                   wiring.largest_buffer);
+    return std::make_unique<comm::StagedTransport>(std::move(messages), make_instance(), staged);
   };
   const auto own_instance = [] { return device::make_instance(true); };
   const auto given_instance = [&] { return wiring.exec; };
@@ -132,14 +132,16 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   for (int group = 0; group < layout.replicas(); ++group) {
     replica_nodes.push_back(node_of(group, here.shard));
   }
-  shard_ = transport(here.group, here.shard, shard_nodes, given_instance, {}, true);
-  replica_ = transport(here.shard, here.group, replica_nodes, own_instance, wiring.hop2, false);
+  shard_ =
+      transport(here.group, here.shard, shard_nodes, given_instance, {}, wiring.staged_small, 1);
+  replica_ = transport(here.shard, here.group, replica_nodes, own_instance, wiring.hop2,
+                       wiring.staged_replica);
 
-  const auto channel = [&](std::span<std::byte> inside,
-                           std::span<std::byte> between) -> std::unique_ptr<ShardChannel> {
+  const auto channel = [&](std::span<std::byte> inside, std::span<std::byte> between,
+                           std::int64_t staged) -> std::unique_ptr<ShardChannel> {
     if (!two_stage) {
       return std::make_unique<ShardChannel>(
-          transport(here.group, here.shard, shard_nodes, own_instance, inside, false));
+          transport(here.group, here.shard, shard_nodes, own_instance, inside, staged));
     }
     const int nodes = layout.nodes_per_group();
     const int lanes = layout.lanes();
@@ -152,13 +154,13 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
       inter_nodes.push_back(node_of(here.group, layout::lane_major_shard(node, here.lane, nodes)));
     }
     auto intra = transport(here.group * nodes + here.node, here.lane, intra_nodes, own_instance,
-                           inside, false);
+                           inside, staged);
     auto inter = transport(here.group * lanes + here.lane, here.node, inter_nodes, own_instance,
-                           between, false);
+                           between, staged);
     return std::make_unique<ShardChannel>(std::move(intra), std::move(inter));
   };
-  gather_ = channel({}, {});
-  reduce_ = channel(wiring.hop1, wiring.between);
+  gather_ = channel({}, {}, wiring.staged_gather);
+  reduce_ = channel(wiring.hop1, wiring.between, wiring.staged_reduce);
 }
 
 }  // namespace mics::parallel

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mics/comm/communicator.hpp>
+#include <mics/comm/device_sums.hpp>
 #include <mics/comm/mpi_transport.hpp>
 #include <mics/layout/group_layout.hpp>
 #include <mics/parallel/shard_channel.hpp>
@@ -28,7 +29,12 @@ struct Wiring {
   std::span<std::byte> hop1 = {};
   std::span<std::byte> between = {};
   std::span<std::byte> hop2 = {};
-  std::int64_t largest_buffer = 0;  ///< bytes; what staged transports hold in pinned memory
+  /// Bytes of pinned memory of staged transports: of gathers, of hop 1, of hop 2 and of small
+  /// exchanges of the shard group.
+  std::int64_t staged_gather = 0;
+  std::int64_t staged_reduce = 0;
+  std::int64_t staged_replica = 0;
+  std::int64_t staged_small = 0;
 };
 
 /// How device memory travels between these ranks, and why not faster: by NCCL if the build has it,
@@ -59,7 +65,7 @@ class ProcessGroups {
   /// The instances in whose order collectives run.
   [[nodiscard]] std::vector<const Execution*> queues() const {
     return {&gather_->start_of_gather(), &gather_->end_of_gather(), &reduce_->start_of_reduce(),
-            &reduce_->end_of_reduce(),   &shard_->execution(),       &replica_->execution()};
+            &reduce_->end_of_reduce(),   &shard_->execution(),      &replica_->execution()};
   }
   /// The ranks that hold this shard, in the order of their groups.
   [[nodiscard]] comm::Transport& replica() { return *replica_; }

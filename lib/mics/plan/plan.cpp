@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/comm/mpi_transport.hpp>
+#include <mics/comm/staged_transport.hpp>
 #include <mics/parallel/shard_channel.hpp>
 #include <mics/parallel/slot_schedule.hpp>
 #include <mics/plan/plan.hpp>
@@ -89,11 +90,13 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
     most_tensors = std::max(most_tensors, std::ssize(buffer.parameters));
     plan_conversions(b);
   }
-  for (int b = 0; b < flat_.buffer_count(); ++b) {
-    const state::FlatBuffer& buffer = flat_.buffer(b);
-    const std::int64_t gradient = buffer.trainable ? bytes_of(gradient_dtype(b)) : 0;
-    largest_buffer_bytes_ = std::max(
-        largest_buffer_bytes_, buffer.flat.count() * std::max(gradient, bytes_of(buffer.dtype)));
+  if (request.transport == comm::TransportKind::staged) {
+    for (const state::FlatBuffer& buffer : flat_.buffers()) {
+      staged_.gather =
+          std::max(staged_.gather,
+                   comm::StagedTransport::all_gather_bytes(
+                       layout.shard_size(), buffer.flat.shard_count() * bytes_of(buffer.dtype)));
+    }
   }
   // A device's norm has its own place; norms of tensors stand one after another there.
   norm_partials_ = request.memory == Memory::host
@@ -122,10 +125,15 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
     if (request.step_bytes) {
       const auto trainable = std::count_if(flat_.buffers().begin(), flat_.buffers().end(),
                                            [](const auto& buffer) { return buffer.trainable; });
-      memory_.step = state::arena_bytes(request.step_bytes(
-          static_cast<int>(trainable), layout.shard_size(), layout.replicas()));
+      memory_.step = state::arena_bytes(
+          request.step_bytes(static_cast<int>(trainable), layout.shard_size(), layout.replicas()));
     }
     memory_.arena += memory_.conversions + memory_.step;
+    // The small exchanges of a step: of its own numbers, and norms of whole tensors.
+    const std::int64_t doubles = 8 * (layout.world_size() + flat_.buffer_count()) + 64;
+    staged_.small =
+        state::arena_bytes(8 * std::max<std::int64_t>(doubles, request.norms_per_tensor * tensors));
+    staged_.replica = std::max(staged_.replica, staged_.small);
   }
 
   // Hop 1 and hop 2 stage what arrives; each transport that reduces has its own.
@@ -136,6 +144,10 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
                        MpiTransport::staging_bytes(layout.nodes_per_group(), convert_between)
                  : MpiTransport::staging_bytes(layout.shard_size(), convert1);
 
+  if (request.transport == comm::TransportKind::staged) {
+    const int stages = two_stage_ ? 2 : 1;
+    memory_.staging += stages * (staged_.gather + staged_.reduce) + staged_.replica + staged_.small;
+  }
   if (request.norms_per_tensor > 0) {
     memory_.staging += MpiTransport::staging_bytes(layout.shard_size(), false);
   }
@@ -150,32 +162,48 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
 
 // What the transports of a device keep beside their buffers while they reduce this one.
 void Plan::plan_conversions(int buffer) {
-  if (request_.memory != Memory::device || request_.transport != comm::TransportKind::nccl) return;
-  const auto grow = [&](std::int64_t& bytes, int ranks, std::int64_t count, DType source,
-                        DType wire, DType result, double factor) {
-    bytes = std::max(bytes, state::arena_bytes(comm::device_staging_bytes(
-                                ranks, count,
-                                {.source = source, .wire = wire, .result = result, .factor = factor},
-                                request_.sums)));
+  if (request_.memory != Memory::device) return;
+  const auto grow = [](std::int64_t& bytes, std::int64_t needed) {
+    bytes = std::max(bytes, state::arena_bytes(needed));
   };
+  const int nodes = layout_.nodes_per_group();
   const std::int64_t shard = flat_.buffer(buffer).flat.shard_count();
   const DType sum = sum_dtype(buffer);
-  const DType wire = hop1_wire(buffer);
+  // Sums of later micro-steps are added to those of the first.
+  comm::Reduction inside{.source = gradient_dtype(buffer),
+                         .wire = hop1_wire(buffer),
+                         .result = sum,
+                         .factor = hop1_factor(buffer),
+                         .mode = comm::SumMode::add};
+  comm::Reduction between = inside;
   if (two_stage_) {
-    const DType inside = parallel::ShardChannel::scratch_dtype(wire, sum);
-    const int nodes = layout_.nodes_per_group();
-    grow(conversions_.hop1, layout_.lanes(), nodes * shard, gradient_dtype(buffer), wire, inside,
-         hop1_factor(buffer));
-    grow(conversions_.between, nodes, shard, inside, between_wire(buffer), sum, 1);
-  } else {
-    grow(conversions_.hop1, layout_.shard_size(), shard, gradient_dtype(buffer), wire, sum,
-         hop1_factor(buffer));
+    inside.result = parallel::ShardChannel::scratch_dtype(inside.wire, sum);
+    inside.mode = comm::SumMode::assign;
+    between.source = inside.result;
+    between.wire = between_wire(buffer);
+    between.factor = 1;
   }
-  if (layout_.replicas() > 1) {
-    const int replicas = layout_.replicas();
-    grow(conversions_.hop2, replicas, (shard + replicas - 1) / replicas, sum, hop2_wire(buffer),
-         sum, hop2_factor(buffer));
+  const comm::Reduction hop2{
+      .source = sum, .wire = hop2_wire(buffer), .result = sum, .factor = hop2_factor(buffer)};
+  const int lanes = two_stage_ ? layout_.lanes() : layout_.shard_size();
+  const std::int64_t lane_count = two_stage_ ? nodes * shard : shard;
+  if (request_.transport == comm::TransportKind::nccl) {
+    using comm::reduce_scatter_staging_bytes;
+    grow(conversions_.hop1, reduce_scatter_staging_bytes(lanes, lane_count, inside, request_.sums));
+    if (two_stage_) {
+      grow(conversions_.between,
+           reduce_scatter_staging_bytes(nodes, shard, between, request_.sums));
+    }
+    grow(conversions_.hop2,
+         comm::all_reduce_staging_bytes(layout_.replicas(), shard, hop2, request_.sums));
+    return;
   }
+  using comm::StagedTransport;
+  grow(staged_.reduce, StagedTransport::reduce_scatter_bytes(lanes, lane_count, inside));
+  if (two_stage_) {
+    grow(staged_.reduce, StagedTransport::reduce_scatter_bytes(nodes, shard, between));
+  }
+  grow(staged_.replica, StagedTransport::all_reduce_bytes(layout_.replicas(), shard, hop2));
 }
 
 bool Plan::resident(int buffer) const {
@@ -370,8 +398,7 @@ std::string Plan::text(std::span<const UnitId> order) const {
     transport += request_.sums == comm::DeviceSums::wire ? "; sums in the wire dtype"
                                                          : "; sums in rank order in fp32";
   } else {
-    transport +=
-        "; reductions block the caller, prefetched gathers progress inside mics calls";
+    transport += "; reductions block the caller, prefetched gathers progress inside mics calls";
   }
   if (!request_.transport_reason.empty()) transport += "; " + request_.transport_reason;
   line("transport", transport);

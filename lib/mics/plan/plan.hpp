@@ -3,7 +3,7 @@
 
 #include <mics/base/device.hpp>
 #include <mics/base/dtype.hpp>
-#include <mics/comm/transport.hpp>
+#include <mics/comm/device_sums.hpp>
 #include <mics/layout/group_layout.hpp>
 #include <mics/state/flat_model.hpp>
 #include <mics/state/model.hpp>
@@ -26,7 +26,7 @@ struct PlanRequest {
   std::optional<DType> wire = {};        ///< of both hops; default: gradient, then accumulator
   std::optional<DType> accumulate = {};  ///< default: fp32
   double predivide = 1;                  ///< gradients are divided by it before hop 1
-  int states = 2;             ///< arrays of the optimizer, each as large as the master weights
+  int states = 2;            ///< arrays of the optimizer, each as large as the master weights
   int norms_per_tensor = 0;  ///< sums over whole tensors that the optimizer needs
   std::string optimizer = "AdamW";
   bool keep_gathered = false;  ///< gathered once a step and kept (ddp, zero2)
@@ -68,7 +68,7 @@ struct MemoryPlan {
   std::int64_t conversions = 0;  ///< pieces that a device's transport converts or adds up
   std::int64_t step = 0;         ///< the step's own numbers on a device
   std::int64_t arena = 0;        ///< sum of the above
-  std::int64_t staging = 0;  ///< of the transport
+  std::int64_t staging = 0;      ///< of the transport
   [[nodiscard]] std::int64_t total() const { return arena + staging; }
 };
 
@@ -104,8 +104,8 @@ class Plan {
   [[nodiscard]] std::int64_t gradient_bytes(UnitId unit) const;
   [[nodiscard]] std::int64_t gather_slot_bytes() const { return gather_slot_bytes_; }
   [[nodiscard]] std::int64_t gradient_slot_bytes() const { return gradient_slot_bytes_; }
-  /// Parts of MemoryPlan::scratch: bytes between the stages of a reduction; fp64 sums of the norm on
-  /// a host, or of norms of whole tensors on a device.
+  /// Parts of MemoryPlan::scratch: bytes between the stages of a reduction; fp64 sums of the norm
+  /// on a host, or of norms of whole tensors on a device.
   [[nodiscard]] std::int64_t reduce_scratch_bytes() const { return reduce_scratch_bytes_; }
   [[nodiscard]] std::int64_t norm_partials() const { return norm_partials_; }
   /// Parts of MemoryPlan::conversions: of the transport of hop 1, or of its stage inside a node; of
@@ -116,8 +116,14 @@ class Plan {
     std::int64_t hop2 = 0;
   };
   [[nodiscard]] const Conversions& conversions() const { return conversions_; }
-  /// Bytes of the largest buffer, gathered or as gradients.
-  [[nodiscard]] std::int64_t largest_buffer_bytes() const { return largest_buffer_bytes_; }
+  /// Pinned host memory of each staged transport, by its purpose.
+  struct Staged {
+    std::int64_t gather = 0;
+    std::int64_t reduce = 0;
+    std::int64_t replica = 0;
+    std::int64_t small = 0;  ///< exchanges of the shard group
+  };
+  [[nodiscard]] const Staged& staged() const { return staged_; }
   /// Trainable buffers in the order in which backward passes finish them: hop 2 follows it.
   [[nodiscard]] const std::vector<int>& hop2_order() const { return hop2_order_; }
   /// Bytes of gradients of resident buffers of this rank, by buffer, in arena bytes.
@@ -148,7 +154,7 @@ class Plan {
   Conversions conversions_;
   std::int64_t reduce_scratch_bytes_ = 0;
   std::int64_t norm_partials_ = 0;
-  std::int64_t largest_buffer_bytes_ = 0;
+  Staged staged_;
   bool two_stage_ = false;
   std::int64_t gather_slot_bytes_ = 0;
   std::int64_t gradient_slot_bytes_ = 0;

@@ -186,7 +186,7 @@ TEST(EngineCheckpoint, OtherComputeDtypesTakeTheWeightsRounded) {
     const auto exact = values_of(other, toy.weight[1]);
     other.begin_evaluation();
     const Lease lease = other.gather(toy.units[1]);
-    const auto view = lease.view<const bf16**>(toy.weight[1]);
+    const auto view = host_view<const bf16**>(lease, toy.weight[1]);
     for (std::size_t i = 0; i < exact.size(); ++i) {
       EXPECT_EQ(rounded[i], static_cast<double>(bf16(exact[i])));
       EXPECT_EQ(static_cast<double>(view(i / 17, i % 17)), rounded[i]);
@@ -283,7 +283,11 @@ TEST(EngineCheckpoint, ReplicasThatDifferAreNotSaved) {
     // A whole replica's gathered unit is its shard: as broken memory would.
     engine.begin_evaluation();
     const Lease lease = engine.gather(toy.units[2]);
-    *const_cast<float*>(lease.view<const float*>(toy.bias[2]).data()) += 1;
+    float* const first = const_cast<float*>(lease.view<const float*>(toy.bias[2]).data());
+    const float broken = host_view<const float*>(lease, toy.bias[2])(0) + 1;
+    const Execution exec;
+    device::copy(exec, first, &broken, sizeof(broken));
+    exec.fence("the memory is broken");
   }
 
   expect_error<FormatError>([&] { engine.save(folder.in("run")); }, {"replica", "rank"});

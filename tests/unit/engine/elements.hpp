@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "host_access.hpp"
 #include <mics/mics.hpp>
 
 #include <cstdint>
@@ -8,6 +9,16 @@
 #include <type_traits>
 
 namespace mics::test {
+
+/// A parameter of a lease, or its gradient of a scope, on the host until the end of the block.
+template <class DataType, class Layout = Kokkos::LayoutRight>
+[[nodiscard]] auto on_host(const Lease& lease, ParameterId id) {
+  return host_view<DataType, Layout>(lease, id);
+}
+template <class DataType, class Layout = Kokkos::LayoutRight>
+[[nodiscard]] auto on_host(const GradientScope& scope, ParameterId id) {
+  return host_gradient<DataType, Layout>(scope, id);
+}
 
 /// Calls `f(row-major index, element)` for every element of a parameter of 0 to 2 extents, through
 /// the view that a lease (const elements) or a gradient scope gives for that dtype and its layout.
@@ -25,14 +36,14 @@ void for_each_element(const Model& model, const Handle& handle, ParameterId id, 
       }
     };
     if (spec.shape.empty()) {
-      f(0, handle.template view<T>(id)());
+      f(0, on_host<T>(handle, id)());
     } else if (spec.shape.size() == 1) {
-      const auto view = handle.template view<T*>(id);
+      const auto view = on_host<T*>(handle, id);
       for (std::int64_t i = 0; i < spec.shape[0]; ++i) f(i, view(i));
     } else if (left) {
-      matrix(handle.template view<T**, Kokkos::LayoutLeft>(id));
+      matrix(on_host<T**, Kokkos::LayoutLeft>(handle, id));
     } else {
-      matrix(handle.template view<T**>(id));
+      matrix(on_host<T**>(handle, id));
     }
   });
 }

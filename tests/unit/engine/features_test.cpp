@@ -72,9 +72,9 @@ TEST(ComplexParameters, AreGatheredReducedAndUpdatedAsPairs) {
         engine.begin_micro_step({.samples = 1, .last = true});
         {
           const Lease lease = engine.gather(complex.unit);
-          const auto single = lease.view<const Kokkos::complex<float>**>(complex.single);
+          const auto single = host_view<const Kokkos::complex<float>**>(lease, complex.single);
           const auto left =
-              lease.view<const Kokkos::complex<float>**, Kokkos::LayoutLeft>(complex.left);
+              host_view<const Kokkos::complex<float>**, Kokkos::LayoutLeft>(lease, complex.left);
           std::int64_t differences = 0;
           for (std::size_t i = 0; i < 7; ++i) {
             for (std::size_t j = 0; j < 5; ++j) {
@@ -91,9 +91,10 @@ TEST(ComplexParameters, AreGatheredReducedAndUpdatedAsPairs) {
           EXPECT_EQ(differences, 0);
         }
         auto scope = engine.gradient(complex.unit);
-        add_complex(scope.view<Kokkos::complex<float>**>(complex.single), 1);
-        add_complex(scope.view<Kokkos::complex<float>**, Kokkos::LayoutLeft>(complex.left), 1);
-        add_complex(scope.view<Kokkos::complex<double>*>(complex.wide), 1);
+        add_complex(host_gradient<Kokkos::complex<float>**>(scope, complex.single), 1);
+        add_complex(
+            host_gradient<Kokkos::complex<float>**, Kokkos::LayoutLeft>(scope, complex.left), 1);
+        add_complex(host_gradient<Kokkos::complex<double>*>(scope, complex.wide), 1);
         scope.reduce();
         const StepResult result = engine.step().get();
         // Parts 1 and -1/2 of 103 complex elements, and zeros.
@@ -132,6 +133,25 @@ TEST(ComplexParameters, AreNotMistakenForRealOnes) {
 
 /// The application's own rule: w -= rate * g / (1 + count), with a count of updates as its state.
 /// On `faulty_rank`, from step `fault`, it also does what a broken memory would do to one weight.
+struct CountingKernel {
+  const float* gradient;
+  float* weights;
+  float* counts;
+  std::int64_t count;
+  std::int64_t faulty_step;  // -1: none
+  const optim::DeviceStepInfo* info;
+
+  KOKKOS_FUNCTION void operator()(std::int64_t i) const {
+    if (info->update == 0) return;
+    const auto g = static_cast<float>(static_cast<double>(gradient[i]) * info->gradient_scale);
+    if (g != 0) {  // gaps stay as they are
+      weights[i] -= static_cast<float>(info->learning_rate) * g / (1 + counts[i]);
+      counts[i] += 1;
+    }
+    if (info->step == faulty_step && i == count / 2) weights[i] += 0.125F;
+  }
+};
+
 class Counting final : public optim::Optimizer {
  public:
   explicit Counting(int faulty_rank = -1, std::int64_t fault = 0)
@@ -152,6 +172,16 @@ class Counting final : public optim::Optimizer {
     if (job_rank() == faulty_rank_ && info.step == fault_ && slice.count > 0) {
       weights[slice.count / 2] += 0.125F;
     }
+  }
+  [[nodiscard]] bool runs_on_device() const override { return true; }
+  void enqueue_update(const Execution& exec, const optim::Slice& slice,
+                      const optim::DeviceStepInfo* info) const override {
+    using Policy = Kokkos::RangePolicy<device::Space, Kokkos::IndexType<std::int64_t>>;
+    Kokkos::parallel_for("counting", Policy(exec.as<device::Space>(), 0, slice.count),
+                         CountingKernel{static_cast<const float*>(slice.gradient),
+                                        static_cast<float*>(slice.master_weights),
+                                        static_cast<float*>(slice.states[0]), slice.count,
+                                        job_rank() == faulty_rank_ ? fault_ : -1, info});
   }
 
  private:
@@ -210,10 +240,10 @@ StepResult step_with_overflow(Engine& engine, const Toy& toy, int bad_rank) {
   for (std::size_t u = toy.units.size(); u-- > 0;) {
     const Lease lease = engine.gather(toy.units[u]);
     auto scope = engine.gradient(toy.units[u]);
-    const auto scale = static_cast<float>(engine.loss_scale()());
+    const auto scale = static_cast<float>(loss_scale(engine));
     add_constant(toy, scope, u, scale);
     if (job_rank() == bad_rank && u == 2) {
-      scope.view<float*>(toy.bias[u])(3) = std::numeric_limits<float>::infinity();
+      host_gradient<float*>(scope, toy.bias[u])(3) = std::numeric_limits<float>::infinity();
     }
     scope.reduce();
   }
@@ -235,7 +265,7 @@ TEST(LossScale, OverflowOnAnyOneRankSkipsTheStepOnAll) {
     for (int step = 0; step < 2 * job_size() + 4; ++step) {
       const int bad = step % 2 == 0 && step / 2 < job_size() ? step / 2 : -1;
       const auto before = all_values(engine);
-      EXPECT_EQ(engine.loss_scale()(), scale);
+      EXPECT_EQ(loss_scale(engine), scale);
 
       const StepResult result = step_with_overflow(engine, toy, bad);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "host_access.hpp"
 #include "small_net.hpp"
 #include <mics/mics.hpp>
 
@@ -53,6 +54,7 @@ struct Layout {
     config.shard_size = preset == Preset::mics ? shape.p : 0;
     config.ranks_per_node = shape.node_size;
     config.two_stage = two_stage;
+    apply_memory(config);
   }
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "host_access.hpp"
 #include <mics/mics.hpp>
 
 #include <cmath>
@@ -228,8 +229,9 @@ class SmallNetClient {
     std::vector<Activations> a(samples.size());
     std::vector<Backward> b(samples.size());
     forward(samples, a);
+    const double scale = loss_scale(engine_);
     for (auto& sample : a) {
-      for (double& value : sample.o) value *= engine_.loss_scale()();
+      for (double& value : sample.o) value *= scale;
     }
     backward(samples, a, b, tied);
   }
@@ -242,42 +244,42 @@ class SmallNetClient {
     {
       const auto embed = gather(net_.embed);
       const auto misc = gather(net_.misc);
-      const auto e = embed.template view<const T**>(net_.e);
-      const auto shift = misc.template view<const T*>(net_.shift);
+      const auto e = host_view<const T**>(embed, net_.e);
+      const auto shift = host_view<const T*>(misc, net_.shift);
       for (std::size_t i = 0; i < samples.size(); ++i) forward_embed(samples[i], e, shift, a[i]);
     }
     {
       const auto layer0 = gather(net_.layer0);
-      const auto w0 = layer0.template view<const T**>(net_.w0);
-      const auto b0 = layer0.template view<const T*>(net_.b0);
+      const auto w0 = host_view<const T**>(layer0, net_.w0);
+      const auto b0 = host_view<const T*>(layer0, net_.b0);
       for (auto& sample : a) forward_layer0(w0, b0, sample);
     }
     {
       const auto layer1 = gather(net_.layer1);
       const auto misc = gather(net_.misc);
-      const auto w1 = layer1.template view<const T**, Kokkos::LayoutLeft>(net_.w1);
-      const auto b1 = layer1.template view<const T*>(net_.b1);
-      const auto p = layer1.template view<const T**>(net_.p);
-      const auto gain = misc.template view<const T>(net_.gain);
+      const auto w1 = host_view<const T**, Kokkos::LayoutLeft>(layer1, net_.w1);
+      const auto b1 = host_view<const T*>(layer1, net_.b1);
+      const auto p = host_view<const T**>(layer1, net_.p);
+      const auto gain = host_view<const T>(misc, net_.gain);
       for (auto& sample : a) forward_layer1(w1, b1, p, at(gain), sample);
     }
     const auto head = gather(net_.head);
     const auto embed = gather(net_.embed);
-    const auto e = embed.template view<const T**>(net_.e);
-    const auto c = head.template view<const T*>(net_.c);
+    const auto e = host_view<const T**>(embed, net_.e);
+    const auto c = host_view<const T*>(head, net_.c);
     for (std::size_t i = 0; i < samples.size(); ++i) {
-      engine_.loss()() += forward_head(samples[i], e, c, a[i]);
+      add_loss(engine_, forward_head(samples[i], e, c, a[i]));
     }
   }
 
   void backward(const std::vector<std::int64_t>& samples, const std::vector<Activations>& a,
                 std::vector<Backward>& b, Tied tied) {
-    std::vector<GradientScope> outer;
+    std::vector<HostScope> outer;
     {
       const auto embed = gather(net_.embed);
-      auto d_embed = engine_.gradient(net_.embed);
-      auto d_head = engine_.gradient(net_.head);
-      const auto e = embed.template view<const T**>(net_.e);
+      HostScope d_embed = engine_.gradient(net_.embed);
+      HostScope d_head = engine_.gradient(net_.head);
+      const auto e = host_view<const T**>(embed, net_.e);
       const auto de = d_embed.template view<G**>(net_.e);
       const auto dc = d_head.template view<G*>(net_.c);
       for (std::size_t i = 0; i < samples.size(); ++i) backward_head(e, de, dc, a[i], b[i]);
@@ -291,10 +293,10 @@ class SmallNetClient {
     {
       const auto layer1 = gather(net_.layer1);
       const auto misc = gather(net_.misc);
-      auto scope = engine_.gradient(net_.layer1);
-      const auto w1 = layer1.template view<const T**, Kokkos::LayoutLeft>(net_.w1);
-      const auto p = layer1.template view<const T**>(net_.p);
-      const auto gain = misc.template view<const T>(net_.gain);
+      HostScope scope = engine_.gradient(net_.layer1);
+      const auto w1 = host_view<const T**, Kokkos::LayoutLeft>(layer1, net_.w1);
+      const auto p = host_view<const T**>(layer1, net_.p);
+      const auto gain = host_view<const T>(misc, net_.gain);
       const auto dw1 = scope.template view<G**, Kokkos::LayoutLeft>(net_.w1);
       const auto db1 = scope.template view<G*>(net_.b1);
       for (std::size_t i = 0; i < samples.size(); ++i) {
@@ -303,21 +305,21 @@ class SmallNetClient {
       scope.reduce();
     }
     {
-      auto scope = engine_.gradient(net_.misc);
+      HostScope scope = engine_.gradient(net_.misc);
       const auto dgain = scope.template view<G>(net_.gain);
       for (const auto& sample : b) add_to(dgain, sample.dgain);
       scope.reduce();
     }
     {
       const auto layer0 = gather(net_.layer0);
-      auto scope = engine_.gradient(net_.layer0);
-      const auto w0 = layer0.template view<const T**>(net_.w0);
+      HostScope scope = engine_.gradient(net_.layer0);
+      const auto w0 = host_view<const T**>(layer0, net_.w0);
       const auto dw0 = scope.template view<G**>(net_.w0);
       const auto db0 = scope.template view<G*>(net_.b0);
       for (std::size_t i = 0; i < samples.size(); ++i) backward_layer0(w0, dw0, db0, a[i], b[i]);
       scope.reduce();
     }
-    auto d_embed = engine_.gradient(net_.embed);
+    HostScope d_embed = engine_.gradient(net_.embed);
     const auto de = d_embed.template view<G**>(net_.e);
     for (std::size_t i = 0; i < samples.size(); ++i) backward_embed(samples[i], de, b[i]);
     d_embed.reduce();

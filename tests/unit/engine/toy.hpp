@@ -45,14 +45,15 @@ struct Toy {
   config.preset = Preset::zero3;
   config.optimizer = {.kind = OptimizerKind::sgd, .learning_rate = 1};
   config.timeout = 20;
+  apply_memory(config);
   return config;
 }
 
 /// Adds `value` to every gradient of a unit.
 inline void add_constant(const Toy& toy, const GradientScope& scope, std::size_t unit,
                          float value) {
-  const auto dw = scope.view<float**>(toy.weight[unit]);
-  const auto db = scope.view<float*>(toy.bias[unit]);
+  const auto dw = host_gradient<float**>(scope, toy.weight[unit]);
+  const auto db = host_gradient<float*>(scope, toy.bias[unit]);
   for (std::size_t i = 0; i < dw.extent(0); ++i) {
     for (std::size_t j = 0; j < dw.extent(1); ++j) dw(i, j) += value;
   }

@@ -73,7 +73,8 @@ std::vector<Part> EngineState::stored_arrays(bool weights_only) {
     auto* const here = static_cast<std::byte*>(data);
     if (!on_device()) return here;
     const auto [mirror, added] = mirror_.try_emplace(here);
-    if (added) mirror->second = PinnedBytes("mics::detail::mirror", static_cast<std::size_t>(bytes));
+    if (added)
+      mirror->second = PinnedBytes("mics::detail::mirror", static_cast<std::size_t>(bytes));
     return mirror->second.data();
   };
   for (int b = 0; b < plan_.flat().buffer_count(); ++b) {
@@ -137,8 +138,8 @@ void EngineState::round_masters() {
     const Buffer& here = at(b);
     const std::int64_t count = flat(b).flat.shard_count();
     if (on_device()) {
-      state::convert(exec_, here.master_weights, plan_.master_dtype(b), here.compute,
-                     flat(b).dtype, count);
+      state::convert(exec_, here.master_weights, plan_.master_dtype(b), here.compute, flat(b).dtype,
+                     count);
       continue;
     }
     visit_arithmetic(plan_.master_dtype(b), [&](auto master_tag) {
@@ -179,9 +180,9 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
                        share, request.step, log_);
   if (!loaded) return {};
   for (const auto& [data, host] : mirror_) {
-    const bool wanted = std::any_of(targets.begin(), targets.end(), [&](const auto& target) {
-      return target.data == host.data();
-    });
+    const bool wanted =
+        std::any_of(targets.begin(), targets.end(),
+                    [here = host.data()](const auto& part) { return part.data == here; });
     if (wanted) device::copy(exec_, data, host.data(), static_cast<std::int64_t>(host.size()));
   }
   const checkpoint::StoredState& stored = loaded->state();

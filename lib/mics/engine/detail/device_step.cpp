@@ -153,6 +153,7 @@ std::shared_ptr<StepOutcome> EngineState::enqueue_step() {
 
   auto outcome = std::make_shared<EnqueuedStep>(*this, std::move(done), slot);
   in_flight_.push_back(outcome);
+  if (check_due) retire(0);  // the comparison waits for the device, and names the step
   const bool repaired = check_due && check_replicas();
   schedule_.invalidate();
   gather_resident(!repaired);
@@ -171,8 +172,8 @@ void EngineState::enqueue_update(const std::vector<std::uint8_t>& contributed) {
     for (std::size_t i = 0; i < all.size(); ++i) {
       const int b = plan_.hop2_order()[i];
       if (all[i].count == 0) continue;
-      optimizer_->enqueue_norms(exec_, all[i], device_step_->info(static_cast<int>(i)),
-                                at(b).norms, norm_partials_of_tensors_);
+      optimizer_->enqueue_norms(exec_, all[i], device_step_->info(static_cast<int>(i)), at(b).norms,
+                                norm_partials_of_tensors_);
     }
     if (sharded() && count > 0) {
       const Operation operation{Purpose::norm, "norms of tensors",
@@ -233,11 +234,19 @@ void EngineState::retire_first() {
   if (found.scale_exhausted != 0) {
     error = std::make_exception_ptr(StateError(format_error(
         {.object = "loss scale",
-         .expected = "finite gradients at its minimum of " +
-                     std::to_string(config_.loss_scale.minimum),
+         .expected =
+             "finite gradients at its minimum of " + std::to_string(config_.loss_scale.minimum),
          .found = "an overflow in the step after step " + std::to_string(found.step),
          .remedy = "lower min_loss_scale or the learning rate, or train in bf16"},
         std::source_location::current())));
+  }
+  if (found.betas_out_of_range != 0) {
+    error = std::make_exception_ptr(ArgumentError(
+        format_error({.object = "betas of the step after step " + std::to_string(found.step),
+                      .expected = "numbers of at least 0 and below 1",
+                      .found = "others in its rates",
+                      .remedy = "a schedule may raise the momentum too far: decay_mom_rate"},
+                     std::source_location::current())));
   }
   step->finish(std::move(result), error);
   if (found.desync_shard >= 0 || found.desync_replica >= 0) report_desync(found);

@@ -48,9 +48,15 @@ void check_inputs(const comm::Communicator& world, const Model& model, const Con
   comm::require_same(world, model.describe(), "model");
 }
 
-std::shared_ptr<const optim::Optimizer> optimizer_of(const Config& config) {
-  if (config.custom_optimizer != nullptr) return config.custom_optimizer;
-  return optim::make_optimizer(config.optimizer);
+std::shared_ptr<const optim::Optimizer> optimizer_of(const Config& config, Memory memory) {
+  if (config.custom_optimizer == nullptr) return optim::make_optimizer(config.optimizer);
+  if (memory == Memory::device && !config.custom_optimizer->runs_on_device()) {
+    raise<ConfigError>({.object = "optimizer " + std::string(config.custom_optimizer->name()),
+                        .expected = "one that runs on a device",
+                        .found = "only the functions of the host",
+                        .remedy = "override enqueue_update(), or keep the state in host memory"});
+  }
+  return config.custom_optimizer;
 }
 
 layout::GroupLayout make_layout(const std::vector<int>& nodes, const Config& config) {
@@ -97,11 +103,11 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       memory_(config.memory.value_or(exec.reaches_host() ? Memory::host : Memory::device)),
       exec_(agreed_instance(exec)),
       nodes_(parallel::nodes_of_ranks(world_, config.ranks_per_node.value_or(0))),
-      optimizer_(optimizer_of(config_)),
+      optimizer_(optimizer_of(config_, memory_)),
       state_specs_(optimizer_->states()),
-      transport_(on_device() ? parallel::choose_device_transport(
-                                   world_, config.nccl == Switch::on,
-                                   config.nccl != Switch::off, config.share_device)
+      transport_(on_device() ? parallel::choose_device_transport(world_, config.nccl == Switch::on,
+                                                                 config.nccl != Switch::off,
+                                                                 config.share_device)
                              : parallel::Choice{}),
       plan_(make_plan(nodes_, model_, config_, memory_, transport_)),
       arena_([&] {
@@ -156,16 +162,17 @@ void EngineState::require_capacity() const {
   if (!on_device()) return;
   const device::Capacity capacity = device::capacity();
   if (plan_.memory().arena <= capacity.free) return;
-  raise<ConfigError>({.object = "device memory of rank " + std::to_string(world_.rank()),
-                      .expected = std::to_string(plan_.memory().arena) + " bytes free",
-                      .found = std::to_string(capacity.free) + " of " +
-                               std::to_string(capacity.total),
-                      .remedy = "use a larger shard size or fewer slots"});
+  raise<ConfigError>(
+      {.object = "device memory of rank " + std::to_string(world_.rank()),
+       .expected = std::to_string(plan_.memory().arena) + " bytes free",
+       .found = std::to_string(capacity.free) + " of " + std::to_string(capacity.total),
+       .remedy = "use a larger shard size or fewer slots"});
 }
 
 std::unique_ptr<comm::DeviceWatch> EngineState::make_device_watch() {
   if (transport_.kind != comm::TransportKind::nccl) return nullptr;
-  return std::make_unique<comm::DeviceWatch>(failures_, to_milliseconds(config_.timeout));
+  return std::make_unique<comm::DeviceWatch>(failures_, operations_,
+                                             to_milliseconds(config_.timeout));
 }
 
 parallel::Wiring EngineState::make_wiring() {
@@ -178,7 +185,10 @@ parallel::Wiring EngineState::make_wiring() {
   wiring.hop1 = region(sizes.hop1);
   wiring.between = region(sizes.between);
   wiring.hop2 = region(sizes.hop2);
-  wiring.largest_buffer = plan_.largest_buffer_bytes();
+  wiring.staged_gather = plan_.staged().gather;
+  wiring.staged_reduce = plan_.staged().reduce;
+  wiring.staged_replica = plan_.staged().replica;
+  wiring.staged_small = plan_.staged().small;
   return wiring;
 }
 
@@ -262,9 +272,9 @@ void EngineState::allocate() {
     slot.data = arena_.take(plan_.gradient_slot_bytes(), "gradient slot");
   }
   scratch_ = arena_.take(plan_.reduce_scratch_bytes(), "scratch");
-  norm_partials_ = {reinterpret_cast<double*>(
-                        arena_.take(plan_.norm_partials() * 8, "norm partials")),
-                    static_cast<std::size_t>(plan_.norm_partials())};
+  norm_partials_ = {
+      reinterpret_cast<double*>(arena_.take(plan_.norm_partials() * 8, "norm partials")),
+      static_cast<std::size_t>(plan_.norm_partials())};
   if (on_device()) allocate_step();
 
   // What another rank may be found to do instead of this rank's operation.

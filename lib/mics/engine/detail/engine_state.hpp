@@ -99,10 +99,11 @@ class EngineState {
     std::byte* resident_gradient = nullptr;  // (buffer) of persistent buffers, zero between uses
     std::vector<state::HyperRun> runs;
     std::vector<state::TensorSegment> tensors;
-    state::DeviceTable<state::HyperRun> device_runs;  // on a device, of the two above and of the gaps
+    state::DeviceTable<state::HyperRun>
+        device_runs;  // on a device, of the two above and of the gaps
     state::DeviceTable<state::TensorSegment> device_tensors;
     state::DeviceTable<layout::Interval> device_gaps;
-    double* norms = nullptr;  // on a device, where the optimizer needs norms of whole tensors
+    double* norms = nullptr;   // on a device, where the optimizer needs norms of whole tensors
     std::int64_t updates = 0;  // steps that changed it: what bias corrections count
     bool touched = false;      // persistent only: a scope of this micro-step could write to it
     bool contributed = false;  // `sum` holds a gradient of this step
@@ -148,7 +149,7 @@ class EngineState {
   [[nodiscard]] std::unique_ptr<comm::Watchdog> watch(const char* what, const Config& config,
                                                       MPI_Comm comm) const;
   // An instance whose kernels reach the state.
-  [[nodiscard]] const Execution& require_reach(const Execution& exec) const;
+  void require_reach(const Execution& exec) const;
   [[nodiscard]] bool on_device() const { return memory_ == Memory::device; }
   void leave_behind();
   [[nodiscard]] Execution agreed_instance(const Execution& exec) const;

@@ -10,13 +10,13 @@
 
 namespace mics::detail {
 
-const Execution& EngineState::require_reach(const Execution& exec) const {
-  if (on_device() ? exec.reaches_host() == !device::separate : exec.reaches_host()) return exec;
-  raise<ArgumentError>({.object = "execution-space instance",
-                        .expected = "one that reaches " + std::string(name(memory_)) + " memory",
-                        .found = exec.reaches_host() ? "an instance of the host"
-                                                     : "an instance of the device",
-                        .remedy = "set \"memory\", or pass an instance of the other space"});
+void EngineState::require_reach(const Execution& exec) const {
+  if (on_device() ? exec.reaches_host() == !device::separate : exec.reaches_host()) return;
+  raise<ArgumentError>(
+      {.object = "execution-space instance",
+       .expected = "one that reaches " + std::string(name(memory_)) + " memory",
+       .found = exec.reaches_host() ? "an instance of the host" : "an instance of the device",
+       .remedy = "set \"memory\", or pass an instance of the other space"});
 }
 
 void EngineState::require_space(const std::string& object, bool host,
@@ -56,13 +56,11 @@ void EngineState::clear_gaps(const Execution& exec, int buffer, std::byte* gradi
     return;
   }
   for (const layout::Interval& gap : flat(buffer).flat.gaps()) {
-    std::memset(gradient + gap.offset * element, 0,
-                static_cast<std::size_t>(gap.length * element));
+    std::memset(gradient + gap.offset * element, 0, static_cast<std::size_t>(gap.length * element));
   }
 }
 
-void EngineState::poison(const Execution& exec, void* data, DType dtype,
-                         std::int64_t count) const {
+void EngineState::poison(const Execution& exec, void* data, DType dtype, std::int64_t count) const {
   if (on_device()) {
     state::poison(exec, data, dtype, count);
   } else {

@@ -3,6 +3,7 @@
 #include <mics/base/hash.hpp>
 #include <mics/engine/detail/engine_state.hpp>
 #include <mics/state/checksum.hpp>
+#include <mics/state/device_fill.hpp>
 
 #include <algorithm>
 #include <map>

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/optim/detail/built_in.hpp>
+#include <mics/optim/detail/device_sweep.hpp>
 #include <mics/optim/detail/sweep.hpp>
-
-#include <cmath>
 
 namespace mics::optim::detail {
 namespace {
@@ -13,28 +12,15 @@ class Adagrad final : public BuiltIn {
 
   void update(const Slice& slice, const StepInfo& info) const override {
     check(slice, info);
-    const double epsilon = config().epsilon;
-    const double weight_decay = config().weight_decay;
-    const double learning_rate = info.learning_rate;
-    const double gradient_scale = info.gradient_scale;
-    sweep("mics::optim::adagrad", slice, config().ema_decay, [=]<class T>(const Piece<T>& piece) {
-      const auto rate = static_cast<T>(learning_rate * piece.learning_rate_factor);
-      const auto decay = static_cast<T>(weight_decay * piece.weight_decay_factor);
-      const auto scale = static_cast<T>(gradient_scale);
-      const T eps = at_least_normal<T>(epsilon);
-      const T* const gradient = piece.gradient;
-      T* const weights = piece.weights;
-      T* const sums = piece.states[0];
-      const std::int64_t count = piece.count;
-#pragma GCC ivdep
-      for (std::int64_t i = 0; i < count; ++i) {
-        const T w = weights[i];
-        const T g = gradient[i] * scale + decay * w;
-        const T s = sums[i] + g * g;
-        sums[i] = s;
-        weights[i] = w - rate * (g / (std::sqrt(s) + eps));
-      }
-    });
+    sweep_rule<AdagradRule>("mics::optim::adagrad", slice, config().ema_decay, settings(),
+                            step_of(info));
+  }
+
+  void enqueue_update(const Execution& exec, const Slice& slice,
+                      const DeviceStepInfo* info) const override {
+    check(slice);
+    enqueue_sweep<AdagradRule>("mics::optim::adagrad", exec, slice, config().ema_decay, settings(),
+                               info);
   }
 };
 

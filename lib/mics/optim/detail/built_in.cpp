@@ -44,18 +44,36 @@ std::string BuiltIn::describe() const {
   return text;
 }
 
-std::array<double, 2> BuiltIn::bias_corrections(const StepInfo& info) const {
-  if (!config_.bias_correction) return {1, 1};
-  const auto [beta1, beta2] = betas(info);
+RuleSettings BuiltIn::settings() const {
+  return {.epsilon = config_.epsilon,
+          .weight_decay = config_.weight_decay,
+          .momentum = config_.momentum,
+          .dampening = config_.dampening,
+          .max_coefficient = config_.max_coefficient,
+          .min_coefficient = config_.min_coefficient};
+}
+
+DeviceStepInfo BuiltIn::step_of(const StepInfo& info) const {
+  const auto [beta1, beta2] = info.betas.value_or(config_.betas);
   const auto step = static_cast<double>(info.step);
-  return {1 - std::pow(beta1, step), 1 - std::pow(beta2, step)};
+  DeviceStepInfo result{.learning_rate = info.learning_rate,
+                        .beta1 = beta1,
+                        .beta2 = beta2,
+                        .gradient_scale = info.gradient_scale,
+                        .step = info.step,
+                        .update = 1};
+  if (config_.bias_correction) {
+    result.correction1 = 1 - std::pow(beta1, step);
+    result.correction2 = 1 - std::pow(beta2, step);
+  }
+  return result;
 }
 
 void BuiltIn::check(const Slice& slice, const StepInfo& info) const {
-  const std::string object = "slice of optimizer " + std::string(name());
   if (info.step < 1) {
-    raise<ArgumentError>(
-        {.object = object, .expected = "step 1 or later", .found = std::to_string(info.step)});
+    raise<ArgumentError>({.object = "slice of optimizer " + std::string(name()),
+                          .expected = "step 1 or later",
+                          .found = std::to_string(info.step)});
   }
   if (info.betas && !((*info.betas)[0] >= 0 && (*info.betas)[0] < 1 && (*info.betas)[1] >= 0 &&
                       (*info.betas)[1] < 1)) {
@@ -65,6 +83,11 @@ void BuiltIn::check(const Slice& slice, const StepInfo& info) const {
          .found = std::to_string((*info.betas)[0]) + ", " + std::to_string((*info.betas)[1]),
          .remedy = "a schedule may raise the momentum too far: decay_mom_rate"});
   }
+  check(slice);
+}
+
+void BuiltIn::check(const Slice& slice) const {
+  const std::string object = "slice of optimizer " + std::string(name());
   const std::size_t wanted = states_.size() + (config_.ema_decay ? 1 : 0);
   if (slice.states.size() != wanted) {
     raise<ArgumentError>({.object = object,

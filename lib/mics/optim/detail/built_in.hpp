@@ -1,23 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/optim/detail/rules.hpp>
 #include <mics/optim/optimizer.hpp>
 
-#include <algorithm>
 #include <array>
-#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace mics::optim::detail {
-
-/// An epsilon with which 0 / (0 + epsilon) is 0.
-template <class T>
-[[nodiscard]] T at_least_normal(double epsilon) {
-  return std::max(static_cast<T>(epsilon), std::numeric_limits<T>::min());
-}
 
 /// What the optimizers of mics share: names, the average of the weights, checks of a slice.
 class BuiltIn : public Optimizer {
@@ -28,16 +21,17 @@ class BuiltIn : public Optimizer {
   [[nodiscard]] std::string_view name() const final;
   [[nodiscard]] std::vector<StateSpec> states() const final;
   [[nodiscard]] std::string describe() const final;
+  [[nodiscard]] bool runs_on_device() const final { return true; }
 
  protected:
   [[nodiscard]] const OptimizerConfig& config() const { return config_; }
-  [[nodiscard]] std::array<double, 2> betas(const StepInfo& info) const {
-    return info.betas.value_or(config_.betas);
-  }
-  /// 1 - beta^step for both; 1 where the correction is off.
-  [[nodiscard]] std::array<double, 2> bias_corrections(const StepInfo& info) const;
-  /// \throws ArgumentError for missing arrays, a step below 1, or norms of the wrong size
+  [[nodiscard]] RuleSettings settings() const;
+  /// What the rules read of a step of the host.
+  [[nodiscard]] DeviceStepInfo step_of(const StepInfo& info) const;
+  /// \throws ArgumentError for missing arrays or a step that cannot be
   void check(const Slice& slice, const StepInfo& info) const;
+  /// The part of check() that a slice in device memory can have.
+  void check(const Slice& slice) const;
 
  private:
   OptimizerConfig config_;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/optim/detail/built_in.hpp>
+#include <mics/optim/detail/device_sweep.hpp>
 #include <mics/optim/detail/sweep.hpp>
 
 namespace mics::optim::detail {
@@ -14,62 +15,28 @@ class Sgd final : public BuiltIn {
   void update(const Slice& slice, const StepInfo& info) const override {
     check(slice, info);
     if (config().momentum == 0) {
-      update_plain(slice, info);
+      sweep_rule<SgdRule>("mics::optim::sgd", slice, config().ema_decay, settings(), step_of(info));
     } else if (config().nesterov) {
-      update_with_momentum<true>(slice, info);
+      sweep_rule<NesterovRule>("mics::optim::sgd_momentum", slice, config().ema_decay, settings(),
+                               step_of(info));
     } else {
-      update_with_momentum<false>(slice, info);
+      sweep_rule<HeavyBallRule>("mics::optim::sgd_momentum", slice, config().ema_decay, settings(),
+                                step_of(info));
     }
   }
 
- private:
-  void update_plain(const Slice& slice, const StepInfo& info) const {
-    const double weight_decay = config().weight_decay;
-    const double learning_rate = info.learning_rate;
-    const double gradient_scale = info.gradient_scale;
-    sweep("mics::optim::sgd", slice, config().ema_decay, [=]<class T>(const Piece<T>& piece) {
-      const auto rate = static_cast<T>(learning_rate * piece.learning_rate_factor);
-      const auto decay = static_cast<T>(weight_decay * piece.weight_decay_factor);
-      const auto scale = static_cast<T>(gradient_scale);
-      const T* const gradient = piece.gradient;
-      T* const weights = piece.weights;
-      const std::int64_t count = piece.count;
-#pragma GCC ivdep
-      for (std::int64_t i = 0; i < count; ++i) {
-        const T w = weights[i];
-        weights[i] = w - rate * (gradient[i] * scale + decay * w);
-      }
-    });
-  }
-
-  template <bool nesterov>
-  void update_with_momentum(const Slice& slice, const StepInfo& info) const {
-    const double weight_decay = config().weight_decay;
-    const double learning_rate = info.learning_rate;
-    const double gradient_scale = info.gradient_scale;
-    const double momentum = config().momentum;
-    // The buffer starts as the first gradient, whole.
-    const double share = info.step == 1 ? 1 : 1 - config().dampening;
-    sweep("mics::optim::sgd_momentum", slice, config().ema_decay,
-          [=]<class T>(const Piece<T>& piece) {
-            const auto rate = static_cast<T>(learning_rate * piece.learning_rate_factor);
-            const auto decay = static_cast<T>(weight_decay * piece.weight_decay_factor);
-            const auto scale = static_cast<T>(gradient_scale);
-            const auto keep = static_cast<T>(momentum);
-            const auto take = static_cast<T>(share);
-            const T* const gradient = piece.gradient;
-            T* const weights = piece.weights;
-            T* const momentum_buffer = piece.states[0];
-            const std::int64_t count = piece.count;
-#pragma GCC ivdep
-            for (std::int64_t i = 0; i < count; ++i) {
-              const T w = weights[i];
-              const T g = gradient[i] * scale + decay * w;
-              const T m = keep * momentum_buffer[i] + take * g;
-              momentum_buffer[i] = m;
-              weights[i] = w - rate * (nesterov ? g + keep * m : m);
-            }
-          });
+  void enqueue_update(const Execution& exec, const Slice& slice,
+                      const DeviceStepInfo* info) const override {
+    check(slice);
+    if (config().momentum == 0) {
+      enqueue_sweep<SgdRule>("mics::optim::sgd", exec, slice, config().ema_decay, settings(), info);
+    } else if (config().nesterov) {
+      enqueue_sweep<NesterovRule>("mics::optim::sgd_momentum", exec, slice, config().ema_decay,
+                                  settings(), info);
+    } else {
+      enqueue_sweep<HeavyBallRule>("mics::optim::sgd_momentum", exec, slice, config().ema_decay,
+                                   settings(), info);
+    }
   }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mics/base/dtype.hpp>
+#include <mics/optim/detail/rules.hpp>
 #include <mics/optim/optimizer.hpp>
 #include <mics/state/for_blocks.hpp>
 
@@ -138,6 +139,57 @@ void sweep(const char* label, const Slice& slice, std::optional<double> ema_deca
             }
           });
     });
+  });
+}
+
+/// Calls a rule for each element of a piece.
+template <class Rule, class T>
+void apply(const Rule& rule, const Piece<T>& piece) {
+  const T* const gradient = piece.gradient;
+  T* const weights = piece.weights;
+  const std::int64_t count = piece.count;
+  if constexpr (Rule::states == 0) {
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < count; ++i) {
+      T w = weights[i];
+      rule(gradient[i], w);
+      weights[i] = w;
+    }
+  } else if constexpr (Rule::states == 1) {
+    T* const state = piece.states[0];
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < count; ++i) {
+      T w = weights[i];
+      T s = state[i];
+      rule(gradient[i], w, s);
+      state[i] = s;
+      weights[i] = w;
+    }
+  } else {
+    T* const first = piece.states[0];
+    T* const second = piece.states[1];
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < count; ++i) {
+      T w = weights[i];
+      T a = first[i];
+      T b = second[i];
+      rule(gradient[i], w, a, b);
+      first[i] = a;
+      second[i] = b;
+      weights[i] = w;
+    }
+  }
+}
+
+/// One pass over a slice with a rule that reads no norms.
+template <template <class> class Rule>
+void sweep_rule(const char* label, const Slice& slice, std::optional<double> ema_decay,
+                const RuleSettings& settings, const DeviceStepInfo& step) {
+  sweep(label, slice, ema_decay, [=]<class T>(const Piece<T>& piece) {
+    apply(Rule<T>(settings, step,
+                  {.learning_rate = piece.learning_rate_factor,
+                   .weight_decay = piece.weight_decay_factor}),
+          piece);
   });
 }
 

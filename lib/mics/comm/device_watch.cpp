@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mics/base/device.hpp>
+#include <mics/base/vendor.hpp>
+#include <mics/comm/device_watch.hpp>
+
+#include <algorithm>
+#include <source_location>
+
+namespace mics::comm {
+namespace {
+
+// Looking for failures and at the clock costs more than looking at a marker.
+constexpr int polls_between_checks = 64;
+// A wait that has lasted so long lets other threads run between two looks.
+constexpr std::chrono::microseconds eager{200};
+constexpr std::chrono::microseconds pause{20};
+// Longer than a busy machine keeps a process from running: it was suspended, and cannot tell how
+// late others were.
+constexpr std::chrono::milliseconds absence{500};
+constexpr std::chrono::milliseconds longest_interval{100};
+// Ranks that a message about missing ones names.
+constexpr std::size_t max_asked = 16;
+// More operations than are usually under way at once: finished ones are looked for here.
+constexpr std::size_t many_in_flight = 64;
+constexpr int removed_at_once = 4;
+
+int current_device() {
+  int device = 0;
+#ifdef MICS_HAS_DEVICE
+  device::check(MICS_VENDOR(GetDevice)(&device), "current device");
+#endif
+  return device;
+}
+
+// A new thread of a program works with the first device, whichever its process uses.
+void use_device([[maybe_unused]] int device) {
+#ifdef MICS_HAS_DEVICE
+  static_cast<void>(MICS_VENDOR(SetDevice)(device));
+#endif
+}
+
+}  // namespace
+
+DeviceWatch::DeviceWatch(FailureChannel& failures, const OperationLog& log,
+                         std::chrono::milliseconds timeout, Probe probe)
+    : failures_(failures),
+      log_(log),
+      timeout_(timeout),
+      probe_(std::move(probe)),
+      device_(current_device()),
+      last_look_(Clock::now()) {
+  if (!probe_) {
+    probe_ = [](const Marker& marker, const Operation&, bool) { return marker.done(); };
+  }
+}
+
+DeviceWatch::~DeviceWatch() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  stopped_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+int DeviceWatch::add(Member member) {
+  const std::lock_guard members(members_mutex_);
+  const int number = next_member_++;
+  members_.emplace(number, std::move(member));
+  {
+    const std::lock_guard lock(mutex_);
+    in_flight_[number];
+  }
+  if (!thread_.joinable()) thread_ = std::thread([this] { watch(); });
+  return number;
+}
+
+void DeviceWatch::remove(int member) {
+  const std::lock_guard members(members_mutex_);
+  members_.erase(member);
+  const std::lock_guard lock(mutex_);
+  in_flight_.erase(member);
+}
+
+void DeviceWatch::record(int member, const Operation& operation, Marker before, Marker after) {
+  const std::lock_guard lock(mutex_);
+  std::deque<InFlight>& queue = in_flight_[member];
+  for (int i = 0; i < removed_at_once && queue.size() >= many_in_flight; ++i) {
+    if (!probe_(queue.front().after, queue.front().operation, true)) break;
+    queue.pop_front();
+  }
+  queue.push_back({operation, std::move(before), std::move(after), {}});
+}
+
+std::size_t DeviceWatch::in_flight() const {
+  const std::lock_guard lock(mutex_);
+  std::size_t count = 0;
+  for (const auto& [number, queue] : in_flight_) count += queue.size();
+  return count;
+}
+
+DeviceWatch::Clock::duration DeviceWatch::now() {
+  const auto time = Clock::now();
+  clock_ += std::min<Clock::duration>(time - last_look_, absence);
+  last_look_ = time;
+  return clock_;
+}
+
+std::optional<DeviceWatch::Late> DeviceWatch::oldest(Clock::duration limit) {
+  const std::lock_guard members(members_mutex_);
+  const std::lock_guard lock(mutex_);
+  const auto time = now();
+  std::optional<Late> found;
+  for (auto& [number, queue] : in_flight_) {
+    // Only the first of a stream can be running.
+    while (!queue.empty() && probe_(queue.front().after, queue.front().operation, true)) {
+      queue.pop_front();
+    }
+    if (queue.empty()) continue;
+    InFlight& first = queue.front();
+    if (!first.began && probe_(first.before, first.operation, false)) first.began = time;
+    if (!first.began || time - *first.began < limit) continue;
+    const auto age = time - *first.began;
+    if (found && found->age >= age) continue;
+    const auto member = members_.find(number);
+    found = Late{first.operation,
+                 member == members_.end() ? std::vector<int>{} : member->second.ranks, age};
+  }
+  return found;
+}
+
+void DeviceWatch::watch() {
+  use_device(device_);
+  const auto interval = std::clamp<std::chrono::milliseconds>(
+      timeout_ / 50, std::chrono::milliseconds(1), longest_interval);
+  while (true) {
+    {
+      std::unique_lock lock(mutex_);
+      if (stopped_.wait_for(lock, interval, [this] { return stop_; })) return;
+    }
+    if (aborted_) continue;
+    try {
+      std::optional<Late> late = oldest(timeout_ * 5 / 4);
+      if (!late) continue;
+      const std::lock_guard lock(mutex_);
+      late_ = std::move(late);
+    } catch (const DeviceError&) {
+      continue;  // the device is lost, and the thread that uses it hears the same
+    }
+    expired_ = true;
+    abort();
+  }
+}
+
+std::string DeviceWatch::async_error() const {
+  const std::lock_guard members(members_mutex_);
+  for (const auto& [number, member] : members_) {
+    if (!member.error) continue;
+    if (std::string error = member.error(); !error.empty()) return error;
+  }
+  return {};
+}
+
+void DeviceWatch::abort() noexcept {
+  aborted_ = true;
+  const std::lock_guard members(members_mutex_);
+  for (const auto& [number, member] : members_) {
+    if (member.abort) member.abort();
+  }
+}
+
+std::vector<int> DeviceWatch::ask(const Late& late) {
+  std::vector<int> asked;
+  for (const int rank : late.ranks) {
+    if (rank == failures_.rank() || asked.size() == max_asked) continue;
+    failures_.ask(rank);
+    asked.push_back(rank);
+  }
+  return asked;
+}
+
+std::string DeviceWatch::text(const Late& late, const std::vector<int>& asked) const {
+  std::string found = "it still runs";
+  for (const int rank : asked) found += ", " + failures_.answer_text(rank);
+  return format_error(
+      {.object = late.operation.text() + " on rank " + std::to_string(failures_.rank()),
+       .expected = "its end on the device within " + std::to_string(timeout_.count()) + " ms",
+       .found = found,
+       .remedy = "last operations here: " + log_.tail(8)},
+      std::source_location::current());
+}
+
+void DeviceWatch::fail(const std::string& line) {
+  failures_.fail(line, FailureKind::consequence);
+  abort();
+  failures_.poll();  // throws
+  throw CommError(line);
+}
+
+// The collectives are aborted already: there is time for the others' answers.
+void DeviceWatch::report_expired() {
+  Late late;
+  {
+    const std::lock_guard lock(mutex_);
+    late = *late_;
+  }
+  const std::vector<int> asked = ask(late);
+  const auto grace = std::min<std::chrono::milliseconds>(timeout_ / 4, std::chrono::seconds(1));
+  const auto end = Clock::now() + grace;
+  while (Clock::now() < end) {
+    failures_.poll();
+    const bool complete = std::all_of(
+        asked.begin(), asked.end(), [&](int rank) { return failures_.answer_of(rank) != nullptr; });
+    if (complete) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  fail(text(late, asked));
+}
+
+void DeviceWatch::check() {
+  if (expired_ && !failures_.failed()) report_expired();
+  try {
+    failures_.poll();
+  } catch (const CommError&) {
+    abort();
+    throw;
+  }
+  if (aborted_) {
+    raise<CommError>({.object = "communicators of the device",
+                      .expected = "none aborted",
+                      .found = "an abort before this call",
+                      .remedy = "make a new engine"});
+  }
+}
+
+void DeviceWatch::wait(const Marker& marker) {
+  struct Waiting {
+    FailureChannel& failures;
+    ~Waiting() { failures.wait_for(nullptr); }
+  } const waiting{failures_};
+  const auto started = Clock::now();
+  std::optional<Late> running;  // what this rank says that it waits for
+  std::vector<int> asked;
+  Clock::time_point asked_at{};
+  for (int polls = 1; !probe_(marker, {}, true); ++polls) {
+    if (Clock::now() - started > eager) {
+      std::this_thread::sleep_for(pause);
+    } else if (polls % polls_between_checks != 0) {
+      continue;
+    }
+    check();
+    if (polls % polls_between_checks != 0) continue;
+    if (const std::string error = async_error(); !error.empty()) {
+      fail(format_error(
+          {.object = "a communicator of the device on rank " + std::to_string(failures_.rank()),
+           .expected = "no error",
+           .found = error,
+           .remedy = "last operations here: " + log_.tail(8)},
+          std::source_location::current()));
+    }
+    std::optional<Late> now_running = oldest(Clock::duration{0});
+    if (!now_running) {
+      running.reset();
+      failures_.wait_for(nullptr);
+      continue;
+    }
+    running = std::move(now_running);
+    failures_.wait_for(&running->operation, [&running] { return running->ranks; });
+    if (running->age <= timeout_ * 3 / 4) {
+      asked_at = {};
+      continue;
+    }
+    if (asked_at == Clock::time_point{}) {
+      asked = ask(*running);
+      asked_at = Clock::now();
+    }
+    if (running->age > timeout_ && Clock::now() - asked_at >= timeout_ / 4) {
+      fail(text(*running, asked));
+    }
+  }
+  check();
+}
+
+}  // namespace mics::comm
