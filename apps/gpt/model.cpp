@@ -58,7 +58,8 @@ class HostPasses final : public Passes {
       scope.reduce();
     }
     reset_scratch();
-    const auto stored = unit_views<EmbeddingParameters, Stored, Exec>(embedding_scope, ids_.embedding());
+    const auto stored =
+        unit_views<EmbeddingParameters, Stored, Exec>(embedding_scope, ids_.embedding());
     const auto g = gradients_as<Real>(exec_, stored, gradient_scratch_);
     const Vector<std::int32_t, Exec> order(
         order_.data(), static_cast<std::size_t>(activations_.batch()) * (window_tokens() - 1));
@@ -108,7 +109,8 @@ class HostPasses final : public Passes {
   }
   template <template <class, class> class Unit>
   Unit<const Real, Exec> parameters(const mics::Lease& lease, const GptIds::Unit& ids) {
-    return parameters_as<Real>(exec_, unit_views<Unit, const Stored, Exec>(lease, ids), parameter_scratch_);
+    return parameters_as<Real>(exec_, unit_views<Unit, const Stored, Exec>(lease, ids),
+                               parameter_scratch_);
   }
 
   void forward_blocks(mics::Engine& engine) {
@@ -150,8 +152,9 @@ class HostPasses final : public Passes {
   mics::GradientScope train_head(mics::Engine& engine) {
     const Head opened = run_head(engine);
     const auto& head = activations_.head();
-    cross_entropy_forward_backward<Real>(exec_, head.logits, windows(), engine.loss_scale<HostMemory>(),
-                                         head.row_losses, activations_.losses());
+    cross_entropy_forward_backward<Real>(exec_, head.logits, windows(),
+                                         engine.loss_scale<HostMemory>(), head.row_losses,
+                                         activations_.losses());
     engine.loss<HostMemory>()() += sum_of_losses();
 
     mics::GradientScope embedding_scope = engine.gradient(ids_.embedding().id, exec_);

@@ -39,7 +39,8 @@ GptIds declare(mics::Model& model, const GptShape& shape);
 class Passes;
 
 /// Forward and backward passes of a GPT whose parameters an engine holds. Parameters come in the
-/// engine's compute dtype; activations are fp64 where that is fp64, else fp32, and bf16 on a device.
+/// engine's compute dtype; activations are fp64 where that is fp64, else fp32, and bf16 on a
+/// device.
 ///
 /// Units are gathered in the order embedding, block0, block1, ..., embedding and final (head,
 /// loss and their backward in one lease), and backward from the last block to block0. The scope of

@@ -19,32 +19,32 @@ namespace gpt::device {
 /// What the backward pass of one block reads. Outputs of layer norms and of the GELU are computed
 /// again, which costs less time than their memory is worth.
 struct BlockActivations {
-  Rows<bf16> x;                    // (N, C) input
+  Rows<bf16> x;                     // (N, C) input
   Array<float> ln1_mean, ln1_rstd;  // (N)
-  Rows<bf16> qkv;                  // (N, 3C)
-  Array<float> log_sums;           // (N*H)
-  Rows<bf16> attention;            // (N, C)
-  Rows<bf16> middle;               // (N, C) input of the second half
+  Rows<bf16> qkv;                   // (N, 3C)
+  Array<float> log_sums;            // (N*H)
+  Rows<bf16> attention;             // (N, C)
+  Rows<bf16> middle;                // (N, C) input of the second half
   Array<float> ln2_mean, ln2_rstd;  // (N)
-  Rows<bf16> up;                   // (N, 4C) before the GELU
+  Rows<bf16> up;                    // (N, 4C) before the GELU
 };
 
 /// What layers use one after another.
 struct Scratch {
-  Rows<bf16> normal;         // (N, C) output of a layer norm
-  Rows<bf16> gelu;           // (N, 4C)
-  Rows<bf16> d_x;            // (N, C) gradient of the residual stream
-  Rows<bf16> d_narrow;       // (N, C)
-  Rows<bf16> d_wide;         // (N, 4C)
-  Rows<bf16> d_qkv;          // (N, 3C), the memory of d_wide
-  Array<bf16> logits;        // of as many rows as fit, the memory of gelu and d_wide
+  Rows<bf16> normal;            // (N, C) output of a layer norm
+  Rows<bf16> gelu;              // (N, 4C)
+  Rows<bf16> d_x;               // (N, C) gradient of the residual stream
+  Rows<bf16> d_narrow;          // (N, C)
+  Rows<bf16> d_wide;            // (N, 4C)
+  Rows<bf16> d_qkv;             // (N, 3C), the memory of d_wide
+  Array<bf16> logits;           // of as many rows as fit, the memory of gelu and d_wide
   Rows<bf16> scores, d_scores;  // (H*T, T), where attention needs them
-  Array<bf16> qkv_bias;      // (3C), then its gradient
-  Array<float> row_dots;     // (N*H)
-  Array<float> partial;      // of layer norms
-  Array<float> row_losses;   // (N)
-  Array<double> loss;        // (1) of an evaluation
-  Array<std::byte> products;  // workspace
+  Array<bf16> qkv_bias;         // (3C), then its gradient
+  Array<float> row_dots;        // (N*H)
+  Array<float> partial;         // of layer norms
+  Array<float> row_losses;      // (N)
+  Array<double> loss;           // (1) of an evaluation
+  Array<std::byte> products;    // workspace
 };
 
 /// One allocation of device memory for the activations and scratch of up to `batch` samples; views
@@ -88,8 +88,8 @@ class Activations {
     return index + 1 < shape_.layers ? layer(index + 1).x : head_.x;
   }
   struct Head {
-    Rows<bf16> x;              // (N, C) output of the last block
-    Array<float> mean, rstd;   // (N)
+    Rows<bf16> x;             // (N, C) output of the last block
+    Array<float> mean, rstd;  // (N)
   };
   [[nodiscard]] const Head& head() const { return head_; }
   [[nodiscard]] const Scratch& scratch() const { return scratch_; }
@@ -152,9 +152,8 @@ class Activations {
     s.partial = floats(layer_norm_workspace(shape_.width));
     s.row_losses = floats(n);
     s.loss = Array<double>(take(static_cast<double*>(nullptr), 1), 1);
-    s.products = Array<std::byte>(
-        take(static_cast<std::byte*>(nullptr), Products::workspace_bytes),
-        Products::workspace_bytes);
+    s.products = Array<std::byte>(take(static_cast<std::byte*>(nullptr), Products::workspace_bytes),
+                                  Products::workspace_bytes);
     return used;
   }
 
@@ -179,8 +178,8 @@ class Activations {
     const std::int64_t most = elements / shape_.vocabulary;
     const std::int64_t parts = most == 0 ? 1 : (n + most - 1) / most;
     const std::int64_t part = parts == 0 ? 0 : (n + parts - 1) / parts;
-    logits_rows_ = static_cast<int>(std::min(std::max<std::int64_t>(1, most),
-                                             (part + tile - 1) / tile * tile));
+    logits_rows_ = static_cast<int>(
+        std::min(std::max<std::int64_t>(1, most), (part + tile - 1) / tile * tile));
   }
 
   GptShape shape_;

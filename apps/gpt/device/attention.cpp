@@ -28,7 +28,9 @@ struct Place {
         sample(static_cast<int>(blockIdx.y) / heads_) {}
 
   /// Elements from one row to the next: of qkv, and of y.
-  [[nodiscard]] __device__ std::int64_t qkv_stride() const { return std::int64_t{3} * heads * width; }
+  [[nodiscard]] __device__ std::int64_t qkv_stride() const {
+    return std::int64_t{3} * heads * width;
+  }
   [[nodiscard]] __device__ std::int64_t y_stride() const { return std::int64_t{heads} * width; }
   /// Where part 0 (queries), 1 (keys) or 2 (values) of a position begins in qkv.
   [[nodiscard]] __device__ std::int64_t qkv_offset(int part, int position) const {
@@ -181,8 +183,8 @@ __global__ void __launch_bounds__(tile_threads)
     row_dots_kernel(const bf16* d_y, const bf16* y, float* row_dots, int heads, int positions) {
   const Place<width> place(heads, positions);
   const int lane = static_cast<int>(threadIdx.x) % warp_threads;
-  const int position = static_cast<int>(blockIdx.x * (tile_threads / warp_threads) +
-                                        threadIdx.x / warp_threads);
+  const int position =
+      static_cast<int>(blockIdx.x * (tile_threads / warp_threads) + threadIdx.x / warp_threads);
   if (position >= positions) return;
   const auto* d = reinterpret_cast<const std::uint32_t*>(d_y + place.y_offset(position));
   const auto* v = reinterpret_cast<const std::uint32_t*>(y + place.y_offset(position));
@@ -417,8 +419,9 @@ template <class F>
 void with_head_width(int width, const F& f) {
   if (width == 128) return f(std::integral_constant<int, 128>());
   if (width == 64) return f(std::integral_constant<int, 64>());
-  throw std::invalid_argument("gpt::device::attention: width of a head: expected 64 or 128, found " +
-                              std::to_string(width));
+  throw std::invalid_argument(
+      "gpt::device::attention: width of a head: expected 64 or 128, found " +
+      std::to_string(width));
 }
 
 }  // namespace
@@ -449,8 +452,9 @@ void attention_backward(const Exec& exec, int heads, int positions, Rows<const b
     const float factor = 1 / std::sqrt(static_cast<float>(width));
     const cudaStream_t stream = exec.cuda_stream();
     constexpr int warps = tile_threads / warp_threads;
-    row_dots_kernel<width><<<dim3((positions + warps - 1) / warps, pairs), tile_threads, 0, stream>>>(
-        d_y.data(), y.data(), row_dots.data(), heads, positions);
+    row_dots_kernel<width>
+        <<<dim3((positions + warps - 1) / warps, pairs), tile_threads, 0, stream>>>(
+            d_y.data(), y.data(), row_dots.data(), heads, positions);
     key_value_gradient_kernel<width>
         <<<dim3(tiles, pairs), tile_threads, key_value_bytes<width>, stream>>>(
             d_y.data(), qkv.data(), log_sums.data(), row_dots.data(), d_qkv.data(), heads,
@@ -529,9 +533,9 @@ void plain_attention_forward(const Exec& exec, Products& products, int heads, Ro
   }
 }
 
-void plain_attention_backward(const Exec& exec, Products& products, int heads,
-                              Rows<const bf16> d_y, Rows<const bf16> qkv, Rows<bf16> d_qkv,
-                              Rows<bf16> scores, Rows<bf16> d_scores) {
+void plain_attention_backward(const Exec& exec, Products& products, int heads, Rows<const bf16> d_y,
+                              Rows<const bf16> qkv, Rows<bf16> d_qkv, Rows<bf16> scores,
+                              Rows<bf16> d_scores) {
   const HeadProducts of = head_products(exec, products, heads, qkv, scores);
   const float factor = 1 / std::sqrt(static_cast<float>(of.width));
   const int samples = d_y.extent_int(0) / of.positions;

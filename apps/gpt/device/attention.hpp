@@ -36,8 +36,8 @@ void plain_attention_forward(const Exec& exec, Products& products, int heads, Ro
                              Rows<bf16> y, Rows<bf16> scores);
 
 /// \param[out] scores, d_scores  workspace, (H*T, T) each
-void plain_attention_backward(const Exec& exec, Products& products, int heads,
-                              Rows<const bf16> d_y, Rows<const bf16> qkv, Rows<bf16> d_qkv,
-                              Rows<bf16> scores, Rows<bf16> d_scores);
+void plain_attention_backward(const Exec& exec, Products& products, int heads, Rows<const bf16> d_y,
+                              Rows<const bf16> qkv, Rows<bf16> d_qkv, Rows<bf16> scores,
+                              Rows<bf16> d_scores);
 
 }  // namespace gpt::device

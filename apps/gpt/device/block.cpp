@@ -17,9 +17,8 @@ Product forward_product(const Rows<const bf16>& x, const Rows<const bf16>& weigh
 
 /// d_x = d_y weight.
 Product input_gradient(const Rows<const bf16>& d_y, const Rows<const bf16>& weight) {
-  return {.rows = d_y.extent_int(0),
-          .columns = weight.extent_int(1),
-          .depth = weight.extent_int(0)};
+  return {
+      .rows = d_y.extent_int(0), .columns = weight.extent_int(1), .depth = weight.extent_int(0)};
 }
 
 /// d_weight = d_y^T x.
@@ -51,9 +50,8 @@ void linear_weight_gradient(const Machine& m, const Rows<const bf16>& d_y,
                             const Array<bf16>& d_bias) {
   Product product = weight_gradient(d_y, x);
   if (d_bias.data() != nullptr) product.epilogue = Epilogue::bias_gradient;
-  m.products.run(
-      m.exec, product,
-      {.a = d_y.data(), .b = x.data(), .d = d_weight.data(), .vector = d_bias.data()});
+  m.products.run(m.exec, product,
+                 {.a = d_y.data(), .b = x.data(), .d = d_weight.data(), .vector = d_bias.data()});
 }
 
 void linear_input_gradient(const Machine& m, const Rows<const bf16>& d_y,
@@ -65,8 +63,7 @@ void linear_input_gradient(const Machine& m, const Rows<const bf16>& d_y,
 void attention(const Machine& m, const BlockActivations& saved, const Scratch& scratch) {
   const int heads = m.shape.heads;
   if (is_fused_head_width(m.shape.width / heads)) {
-    attention_forward(m.exec, heads, m.shape.positions, saved.qkv, saved.attention,
-                      saved.log_sums);
+    attention_forward(m.exec, heads, m.shape.positions, saved.qkv, saved.attention, saved.log_sums);
   } else {
     plain_attention_forward(m.exec, m.products, heads, saved.qkv, saved.attention, scratch.scores);
   }
@@ -91,8 +88,8 @@ void first_norm(const Machine& m, const BlockViews<const bf16>& p, const BlockAc
 }
 void second_norm(const Machine& m, const BlockViews<const bf16>& p, const BlockActivations& saved,
                  const Scratch& scratch) {
-  layer_norm_forward(m.exec, saved.middle, p.ln2_weight, p.ln2_bias, scratch.normal,
-                     saved.ln2_mean, saved.ln2_rstd);
+  layer_norm_forward(m.exec, saved.middle, p.ln2_weight, p.ln2_bias, scratch.normal, saved.ln2_mean,
+                     saved.ln2_rstd);
 }
 
 }  // namespace
@@ -121,8 +118,8 @@ void block_activations(const Machine& m, const BlockViews<const bf16>& p,
                   .auxiliary = saved.up.data()});
 }
 
-void block_forward(const Machine& m, const BlockViews<const bf16>& p,
-                   const BlockActivations& saved, const Scratch& scratch, Rows<bf16> y) {
+void block_forward(const Machine& m, const BlockViews<const bf16>& p, const BlockActivations& saved,
+                   const Scratch& scratch, Rows<bf16> y) {
   block_activations(m, p, saved, scratch);
   linear_residual(m, scratch.gelu, p.down_weight, p.down_bias, saved.middle, y);
 }

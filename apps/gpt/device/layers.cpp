@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(row_threads)
       }
     }
   }
-  const float scale = rsqrtf(block_sum<row_threads>(squares) / width +
-                             static_cast<float>(layer_norm_epsilon));
+  const float scale =
+      rsqrtf(block_sum<row_threads>(squares) / width + static_cast<float>(layer_norm_epsilon));
 #pragma unroll
   for (int k = 0; k < count; ++k) {
     const int lane = threadIdx.x + k * row_threads;
@@ -294,8 +294,7 @@ __device__ SoftmaxSum join(const SoftmaxSum& a, const SoftmaxSum& b) {
   if (b.sum == 0) return a;
   if (a.sum == 0) return b;
   const float largest = fmaxf(a.largest, b.largest);
-  return {largest,
-          a.sum * __expf(a.largest - largest) + b.sum * __expf(b.largest - largest)};
+  return {largest, a.sum * __expf(a.largest - largest) + b.sum * __expf(b.largest - largest)};
 }
 
 __device__ SoftmaxSum block_join(SoftmaxSum value) {
@@ -432,9 +431,9 @@ std::int64_t layer_norm_workspace(int width) {
 }
 
 void layer_norm_backward(const Exec& exec, Rows<const bf16> d_y, Rows<const bf16> x,
-                         Array<const float> mean, Array<const float> rstd,
-                         Array<const bf16> weight, Residual residual, Rows<bf16> d_x,
-                         Array<bf16> d_weight, Array<bf16> d_bias, Array<float> partial) {
+                         Array<const float> mean, Array<const float> rstd, Array<const bf16> weight,
+                         Residual residual, Rows<bf16> d_x, Array<bf16> d_weight,
+                         Array<bf16> d_bias, Array<float> partial) {
   const int rows = x.extent_int(0);
   const int width = x.extent_int(1);
   if (rows == 0) return;
@@ -443,9 +442,9 @@ void layer_norm_backward(const Exec& exec, Rows<const bf16> d_y, Rows<const bf16
   with_lanes_a_thread(width, [&](auto count) {
     const auto kernel = residual == Residual::add ? layer_norm_backward_kernel<count, true>
                                                   : layer_norm_backward_kernel<count, false>;
-    kernel<<<blocks, row_threads, 0, stream>>>(
-        lanes(d_y.data()), lanes(x.data()), mean.data(), rstd.data(), lanes(weight.data()),
-        lanes(d_x.data()), partial.data(), rows, width / lane_elements);
+    kernel<<<blocks, row_threads, 0, stream>>>(lanes(d_y.data()), lanes(x.data()), mean.data(),
+                                               rstd.data(), lanes(weight.data()), lanes(d_x.data()),
+                                               partial.data(), rows, width / lane_elements);
   });
   layer_norm_sums_kernel<<<(2 * width + tile - 1) / tile, dim3(tile, tile), 0, stream>>>(
       partial.data(), blocks, width, d_weight.data(), d_bias.data());
@@ -483,16 +482,15 @@ void embedding_forward(const Exec& exec, Rows<const Token> windows, Rows<const b
 }
 
 void embedding_backward(const Exec& exec, Rows<const Token> windows,
-                        Array<const std::int32_t> order, Rows<const bf16> d_x,
-                        Rows<bf16> d_token, Rows<bf16> d_position) {
+                        Array<const std::int32_t> order, Rows<const bf16> d_x, Rows<bf16> d_token,
+                        Rows<bf16> d_position) {
   const int rows = d_x.extent_int(0);
   if (rows == 0) return;
   const int positions = windows.extent_int(1) - 1;
   const int row_lanes = d_x.extent_int(1) / lane_elements;
   const cudaStream_t stream = exec.cuda_stream();
   token_gradient_kernel<<<rows, element_threads, 0, stream>>>(windows.data(), positions,
-                                                              order.data(), rows,
-                                                              lanes(d_x.data()),
+                                                              order.data(), rows, lanes(d_x.data()),
                                                               lanes(d_token.data()), row_lanes);
   position_gradient_kernel<<<positions, element_threads, 0, stream>>>(
       windows.extent_int(0), positions, lanes(d_x.data()), lanes(d_position.data()), row_lanes);
@@ -514,8 +512,8 @@ void cross_entropy_forward_backward(const Exec& exec, Rows<bf16> logits, Rows<co
                                     Array<float> row_losses) {
   if (logits.extent_int(0) == 0) return;
   cross_entropy_kernel<true><<<logits.extent_int(0), loss_threads, 0, exec.cuda_stream()>>>(
-      lanes(logits.data()), windows.data(), windows.extent_int(1) - 1, first_row,
-      loss_scale.data(), row_losses.data(), logits.extent_int(1) / lane_elements);
+      lanes(logits.data()), windows.data(), windows.extent_int(1) - 1, first_row, loss_scale.data(),
+      row_losses.data(), logits.extent_int(1) / lane_elements);
   check_launch("cross_entropy_forward_backward");
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The layers of a GPT that are bound by memory, as kernels over bf16 with arithmetic in fp32. Shapes
-// and letters are those of <gpt/layers.hpp>: B samples, T positions, N = B*T rows, C width, V
-// vocabulary. C and V are multiples of lane_elements, C at most most_width.
+// The layers of a GPT that are bound by memory, as kernels over bf16 with arithmetic in fp32.
+// Shapes and letters are those of <gpt/layers.hpp>: B samples, T positions, N = B*T rows, C width,
+// V vocabulary. C and V are multiples of lane_elements, C at most most_width.
 //
 // All functions are local, ordered on exec and allocate nothing; N = 0 launches nothing. Unlike
 // those of the host they WRITE gradients of parameters, where they do not say otherwise. Sums have
@@ -24,8 +24,7 @@ inline constexpr int most_width = 8192;
 /// \param[out] y  (N, C)
 /// \param[out] mean, rstd  (N), for the backward pass
 void layer_norm_forward(const Exec& exec, Rows<const bf16> x, Array<const bf16> weight,
-                        Array<const bf16> bias, Rows<bf16> y, Array<float> mean,
-                        Array<float> rstd);
+                        Array<const bf16> bias, Rows<bf16> y, Array<float> mean, Array<float> rstd);
 
 /// Elements of the workspace of layer_norm_backward.
 [[nodiscard]] std::int64_t layer_norm_workspace(int width);
@@ -40,9 +39,9 @@ enum class Residual : std::uint8_t {
 /// \param[out]    d_weight, d_bias  (C)
 /// \param[out]    partial   layer_norm_workspace(C) elements
 void layer_norm_backward(const Exec& exec, Rows<const bf16> d_y, Rows<const bf16> x,
-                         Array<const float> mean, Array<const float> rstd,
-                         Array<const bf16> weight, Residual residual, Rows<bf16> d_x,
-                         Array<bf16> d_weight, Array<bf16> d_bias, Array<float> partial);
+                         Array<const float> mean, Array<const float> rstd, Array<const bf16> weight,
+                         Residual residual, Rows<bf16> d_x, Array<bf16> d_weight,
+                         Array<bf16> d_bias, Array<float> partial);
 
 /// y = GELU(x) in GPT-2's tanh form, elementwise.
 void gelu_forward(const Exec& exec, Rows<const bf16> x, Rows<bf16> y);
@@ -68,8 +67,8 @@ void embedding_forward(const Exec& exec, Rows<const Token> windows, Rows<const b
 /// \param[in,out] d_token     (V, C), ADDED
 /// \param[out]    d_position  (T, C), written
 void embedding_backward(const Exec& exec, Rows<const Token> windows,
-                        Array<const std::int32_t> order, Rows<const bf16> d_x,
-                        Rows<bf16> d_token, Rows<bf16> d_position);
+                        Array<const std::int32_t> order, Rows<const bf16> d_x, Rows<bf16> d_token,
+                        Rows<bf16> d_position);
 
 /// Cross entropy of the next token in nats, of some rows of a batch.
 /// \param[in]  logits      (rows, V)

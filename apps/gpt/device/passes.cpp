@@ -75,10 +75,10 @@ class TokenUploads {
   }
 
   [[nodiscard]] Rows<const Token> windows() const {
-    return {windows_.data(), batch_, window_tokens()};
+    return Rows<const Token>(windows_.data(), batch_, window_tokens());
   }
   [[nodiscard]] Array<const std::int32_t> order() const {
-    return {order_.data(), batch_ * (window_tokens() - 1)};
+    return Array<const std::int32_t>(order_.data(), batch_ * (window_tokens() - 1));
   }
   [[nodiscard]] std::size_t bytes() const {
     return windows_.size() * sizeof(Token) + order_.size() * sizeof(std::int32_t);
@@ -207,8 +207,7 @@ class DevicePasses final : public Passes {
     const mics::Lease final_lease = engine.gather(ids_.final().id, execution_);
     mics::GradientScope embedding_scope =
         engine.gradient(ids_.embedding().id, execution_, gradient_mode());
-    mics::GradientScope final_scope =
-        engine.gradient(ids_.final().id, execution_, gradient_mode());
+    mics::GradientScope final_scope = engine.gradient(ids_.final().id, execution_, gradient_mode());
     if (activations_.batch() > 0) {
       const auto d_embedding =
           unit_views<EmbeddingParameters, bf16, Exec>(embedding_scope, ids_.embedding());

@@ -39,8 +39,7 @@ bool uses_auxiliary(Epilogue epilogue) {
 
 std::string text(const Product& p) {
   return "product " + std::to_string(p.rows) + " x " + std::to_string(p.columns) + " x " +
-         std::to_string(p.depth) + ", epilogue " +
-         std::to_string(static_cast<int>(p.epilogue));
+         std::to_string(p.depth) + ", epilogue " + std::to_string(static_cast<int>(p.epilogue));
 }
 
 template <class Value>
@@ -69,8 +68,8 @@ cublasLtMatrixLayout_t make_layout(int rows, int columns, int leading, int batch
 
 }  // namespace
 
-// cuBLASLt's matrices are column-major: what it sees are the transposed ones, D^T = op(B)^T op(A)^T,
-// so that our B comes first.
+// cuBLASLt's matrices are column-major: what it sees are the transposed ones, D^T = op(B)^T
+// op(A)^T, so that our B comes first.
 struct Products::Plan {
   explicit Plan(const Product& p) : product(p) {
     check(cublasLtMatmulDescCreate(&descriptor, CUBLAS_COMPUTE_32F, CUDA_R_32F),
@@ -118,9 +117,8 @@ struct Products::Plan {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
     cublasLtMatmulHeuristicResult_t found[most_candidates];
     int count = 0;
-    const cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(handle, descriptor, b, a, d, d, preference,
-                                       std::min(most, most_candidates), found, &count);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        handle, descriptor, b, a, d, d, preference, std::min(most, most_candidates), found, &count);
     cublasLtMatmulPreferenceDestroy(preference);
     if (status != CUBLAS_STATUS_SUCCESS || count == 0) {
       throw std::runtime_error("gpt::device::Products: " + text(product) +
@@ -135,9 +133,9 @@ struct Products::Plan {
   void launch(cublasLtHandle_t handle, void* workspace, cudaStream_t stream,
               const Algorithm& choice, const ProductArguments& x) const {
     const float beta = product.add ? 1.0F : 0.0F;
-    const cublasStatus_t status = cublasLtMatmul(
-        handle, descriptor, &product.factor, x.b, b, x.a, a, &beta, x.c == nullptr ? x.d : x.c, d,
-        x.d, d, &choice.value, workspace, workspace_bytes, stream);
+    const cublasStatus_t status = cublasLtMatmul(handle, descriptor, &product.factor, x.b, b, x.a,
+                                                 a, &beta, x.c == nullptr ? x.d : x.c, d, x.d, d,
+                                                 &choice.value, workspace, workspace_bytes, stream);
     if (status != CUBLAS_STATUS_SUCCESS) {
       throw std::runtime_error("gpt::device::Products: " + text(product) +
                                ": expected success of cublasLtMatmul, found " +

@@ -30,10 +30,10 @@ struct Product {
   Transpose transpose_a = Transpose::no;
   Transpose transpose_b = Transpose::no;
   Epilogue epilogue = Epilogue::none;
-  bool add = false;    ///< beta = 1
-  float factor = 1;    ///< of the product
+  bool add = false;  ///< beta = 1
+  float factor = 1;  ///< of the product
   int leading_a = 0, leading_b = 0, leading_d = 0;
-  int batch = 1;       ///< independent products, `stride` elements from one to the next
+  int batch = 1;  ///< independent products, `stride` elements from one to the next
   std::int64_t stride_a = 0, stride_b = 0, stride_d = 0;
 
   friend bool operator==(const Product&, const Product&) = default;
@@ -66,8 +66,8 @@ class Products {
   /// \throws std::runtime_error if cuBLASLt has no algorithm for the product
   void run(const Exec& exec, const Product& product, const ProductArguments& arguments);
 
-  /// Times up to `candidates` algorithms of a product on these arguments, which lose their contents,
-  /// and keeps the fastest. Blocks; for the start.
+  /// Times up to `candidates` algorithms of a product on these arguments, which lose their
+  /// contents, and keeps the fastest. Blocks; for the start.
   void tune(const Exec& exec, const Product& product, const ProductArguments& arguments,
             int candidates = 8);
 

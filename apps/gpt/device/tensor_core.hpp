@@ -3,8 +3,8 @@
 
 // Tiles of 64 rows of bf16 in shared memory and the warp's matrix instruction on 16 x 8 x 16.
 //
-// The 16-byte chunks of a tile's row lie where the row's number turns them (chunk xor row mod 8), so
-// that eight rows of one chunk fall into different banks.
+// The 16-byte chunks of a tile's row lie where the row's number turns them (chunk xor row mod 8),
+// so that eight rows of one chunk fall into different banks.
 
 #include <gpt/device/numbers.hpp>
 
@@ -107,8 +107,7 @@ template <int width>
 __device__ inline FragmentB load_b_of_rows(Tile<width> tile, int row, int k) {
   const int lane = static_cast<int>(threadIdx.x) % warp_threads;
   FragmentB result;
-  load_matrices(result.part,
-                tile.chunk(row + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+  load_matrices(result.part, tile.chunk(row + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
   return result;
 }
 
