@@ -20,8 +20,8 @@ class DeviceWatch;
 struct TransportContext {
   FailureChannel* failures = nullptr;
   OperationLog* log = nullptr;
-  std::chrono::milliseconds timeout{60'000};  ///< longest wait for a peer
   DeviceWatch* device = nullptr;  ///< of NCCL's transports; null where there are none
+  std::chrono::milliseconds timeout{60'000};  ///< longest wait for a peer
 };
 
 /// Collectives over host memory, built of nonblocking point-to-point messages and one waiting loop.

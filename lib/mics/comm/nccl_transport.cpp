@@ -36,6 +36,8 @@ const std::byte* at(const void* base, std::int64_t bytes) {
   return static_cast<const std::byte*>(base) + bytes;
 }
 std::size_t counted(std::int64_t count) { return static_cast<std::size_t>(count); }
+// The first that is no success.
+ncclResult_t both(ncclResult_t a, ncclResult_t b) { return a != ncclSuccess ? a : b; }
 
 }  // namespace
 
@@ -204,6 +206,19 @@ void NcclTransport::reduce_scatter_by_nccl(const void* send, void* result, std::
                         reduction.mode);
 }
 
+// A group of sends and receives is closed in any case: an abort in an open one would wait for it.
+template <class SendAndReceive>
+void NcclTransport::exchange(const Operation& operation, const SendAndReceive& with) {
+  Watched watched(*this, operation);
+  check(ncclGroupStart(), watched, "ncclGroupStart");
+  ncclResult_t status = ncclSuccess;
+  for (int step = 1; step < size() && status == ncclSuccess; ++step) {
+    status = with(watched, (rank() + step) % size(), (rank() - step + size()) % size());
+  }
+  check(both(status, ncclGroupEnd()), watched, "grouped ncclSend and ncclRecv");
+  watched.end();
+}
+
 void NcclTransport::reduce_scatter_in_order(const void* send, void* result, std::int64_t count,
                                             const Reduction& reduction,
                                             const Operation& operation) {
@@ -213,22 +228,15 @@ void NcclTransport::reduce_scatter_in_order(const void* send, void* result, std:
   std::byte* const received =
       staging_.data() +
       (reduction.converts() ? detail::padded_count(size() * count) * wire_bytes : 0);
+  const ncclDataType_t type = nccl_type(reduction.wire);
   if (count > 0) {
-    Watched watched(*this, operation);
-    check(ncclGroupStart(), watched, "ncclGroupStart");
-    for (int step = 1; step < size(); ++step) {
-      const int to = (rank() + step) % size();
-      const int from = (rank() - step + size()) % size();
+    exchange(operation, [&](const Watched& watched, int to, int from) {
       const int slot = from < rank() ? from : from - 1;
-      check(ncclSend(at(out, to * count * wire_bytes), counted(count), nccl_type(reduction.wire),
-                     to, watched.comm(), watched.stream()),
-            watched, "ncclSend");
-      check(ncclRecv(received + slot * stride * wire_bytes, counted(count),
-                     nccl_type(reduction.wire), from, watched.comm(), watched.stream()),
-            watched, "ncclRecv");
-    }
-    check(ncclGroupEnd(), watched, "ncclGroupEnd");
-    watched.end();
+      return both(ncclSend(at(out, to * count * wire_bytes), counted(count), type, to,
+                           watched.comm(), watched.stream()),
+                  ncclRecv(received + slot * stride * wire_bytes, counted(count), type, from,
+                           watched.comm(), watched.stream()));
+    });
   }
   detail::sum_on_device(exec_,
                         {.own = at(out, rank() * count * wire_bytes),
@@ -281,30 +289,19 @@ void NcclTransport::all_reduce_in_order(void* data, std::int64_t count, const Re
   std::byte* const received =
       staging_.data() + (reduction.converts() ? detail::padded_count(count) * wire_bytes : 0);
   const std::int64_t stride = detail::padded_count(mine.count);
-  const auto exchange = [&](const auto& send_and_receive) {
-    Watched watched(*this, operation);
-    check(ncclGroupStart(), watched, "ncclGroupStart");
-    for (int step = 1; step < size(); ++step) {
-      send_and_receive(watched, (rank() + step) % size(), (rank() - step + size()) % size());
-    }
-    check(ncclGroupEnd(), watched, "ncclGroupEnd");
-    watched.end();
-  };
   const auto send = [&](const Watched& watched, const void* from, std::int64_t elements, int to) {
-    if (elements == 0) return;
-    check(ncclSend(from, counted(elements), type, to, watched.comm(), watched.stream()), watched,
-          "ncclSend");
+    if (elements == 0) return ncclSuccess;
+    return ncclSend(from, counted(elements), type, to, watched.comm(), watched.stream());
   };
   const auto receive = [&](const Watched& watched, void* into, std::int64_t elements, int from) {
-    if (elements == 0) return;
-    check(ncclRecv(into, counted(elements), type, from, watched.comm(), watched.stream()), watched,
-          "ncclRecv");
+    if (elements == 0) return ncclSuccess;
+    return ncclRecv(into, counted(elements), type, from, watched.comm(), watched.stream());
   };
 
-  exchange([&](const Watched& watched, int to, int from) {
-    send(watched, at(out, piece(to).offset * wire_bytes), piece(to).count, to);
+  exchange(operation, [&](const Watched& watched, int to, int from) {
     const int slot = from < rank() ? from : from - 1;
-    receive(watched, received + slot * stride * wire_bytes, mine.count, from);
+    return both(send(watched, at(out, piece(to).offset * wire_bytes), piece(to).count, to),
+                receive(watched, received + slot * stride * wire_bytes, mine.count, from));
   });
   std::byte* const sum = at(data, mine.offset * bytes);
   detail::sum_on_device(exec_,
@@ -321,9 +318,10 @@ void NcclTransport::all_reduce_in_order(void* data, std::int64_t count, const Re
     detail::convert_on_device(exec_, sum, reduction.result, 1, at(sums, mine.offset * wire_bytes),
                               reduction.wire, mine.count);
   }
-  exchange([&](const Watched& watched, int to, int from) {
-    send(watched, at(sums, mine.offset * wire_bytes), mine.count, to);
-    receive(watched, at(sums, piece(from).offset * wire_bytes), piece(from).count, from);
+  exchange(operation, [&](const Watched& watched, int to, int from) {
+    return both(
+        send(watched, at(sums, mine.offset * wire_bytes), mine.count, to),
+        receive(watched, at(sums, piece(from).offset * wire_bytes), piece(from).count, from));
   });
   if (!narrowed) return;
   detail::convert_on_device(exec_, sums, reduction.wire, 1, data, reduction.result, count);

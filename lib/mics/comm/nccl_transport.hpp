@@ -75,6 +75,9 @@ class NcclTransport final : public Transport {
   void check(int status, const Watched& watched, std::string_view call);
   // `elements` as they travel: themselves, or converted at the start of the staging memory.
   const void* on_the_wire(const void* elements, std::int64_t count, const Reduction& reduction);
+  // One round of messages with every other rank.
+  template <class SendAndReceive>
+  void exchange(const Operation& operation, const SendAndReceive& with);
   void reduce_scatter_by_nccl(const void* send, void* result, std::int64_t count,
                               const Reduction& reduction, const Operation& operation);
   void reduce_scatter_in_order(const void* send, void* result, std::int64_t count,

@@ -95,8 +95,11 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
     return node_of_rank[static_cast<std::size_t>(layout.rank_of(group, shard))];
   };
 #ifdef MICS_HAS_NCCL
+  // A group of one rank needs no communicator, and making one takes as long as for many.
   std::optional<comm::NcclCommunicator> parent;
-  if (wiring.kind == comm::TransportKind::nccl) parent = comm::NcclCommunicator::create(world);
+  if (wiring.kind == comm::TransportKind::nccl && world.size() > 1) {
+    parent = comm::NcclCommunicator::create(world);
+  }
 #endif
 
   // One group: its ranks by colour and key, the nodes they lie on, the instance it works on and
@@ -112,9 +115,13 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
         return messages;
       case comm::TransportKind::nccl:
 #ifdef MICS_HAS_NCCL
-        return std::make_unique<comm::NcclTransport>(parent->split(color, key, max_ctas),
-                                                     std::move(messages), make_instance(), context,
-                                                     wiring.sums, staging);
+      {
+        comm::NcclCommunicator group;
+        if (messages->size() > 1) group = parent->split(color, key, max_ctas);
+        return std::make_unique<comm::NcclTransport>(std::move(group), std::move(messages),
+                                                     make_instance(), context, wiring.sums,
+                                                     staging);
+      }
 #endif
       case comm::TransportKind::staged:
         break;

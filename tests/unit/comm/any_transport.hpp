@@ -84,36 +84,36 @@ class OnHostMemory final : public Transport {
   [[nodiscard]] const Execution& execution() const override { return device_->execution(); }
 
   [[nodiscard]] std::unique_ptr<PendingCollective> start_all_gather(
-      const void* send, void* receive, std::int64_t bytes, const Operation& operation,
+      const void* send, void* receive, std::int64_t bytes, const Operation& what,
       const Execution& /*exec*/) override {
     auto pending = std::make_unique<Gather>(*this, send, receive, bytes);
-    pending->start(operation);
+    pending->start(what);
     return pending;
   }
   void reduce_scatter(const void* send, void* result, std::int64_t count,
-                      const Reduction& reduction, const Operation& operation,
+                      const Reduction& reduction, const Operation& what,
                       const Execution& /*exec*/) override {
     const Buffer sent(*this, send, size() * count * bytes_of(reduction.source));
     const Buffer sums(*this, result, count * bytes_of(reduction.result));
-    device_->reduce_scatter(sent.data(), sums.data(), count, reduction, operation, app_);
+    device_->reduce_scatter(sent.data(), sums.data(), count, reduction, what, app_);
     app_.wait_for(device_->execution());
     sums.copy_to(result);
   }
-  void all_reduce(void* data, std::int64_t count, const Reduction& reduction,
-                  const Operation& operation, const Execution& /*exec*/) override {
+  void all_reduce(void* data, std::int64_t count, const Reduction& reduction, const Operation& what,
+                  const Execution& /*exec*/) override {
     const Buffer sums(*this, data, count * bytes_of(reduction.source));
-    device_->all_reduce(sums.data(), count, reduction, operation, app_);
+    device_->all_reduce(sums.data(), count, reduction, what, app_);
     app_.wait_for(device_->execution());
     sums.copy_to(data);
   }
   void all_gather_small(const void* send, void* receive, std::int64_t bytes,
-                        const Operation& operation) override {
-    device_->all_gather_small(send, receive, bytes, operation);
+                        const Operation& what) override {
+    device_->all_gather_small(send, receive, bytes, what);
   }
-  void broadcast(void* data, std::int64_t bytes, int root, const Operation& operation) override {
-    device_->broadcast(data, bytes, root, operation);
+  void broadcast(void* data, std::int64_t bytes, int root, const Operation& what) override {
+    device_->broadcast(data, bytes, root, what);
   }
-  void barrier(const Operation& operation) override { device_->barrier(operation); }
+  void barrier(const Operation& what) override { device_->barrier(what); }
   [[nodiscard]] std::uint64_t fingerprint() const override { return device_->fingerprint(); }
 
  private:
@@ -146,10 +146,10 @@ class OnHostMemory final : public Transport {
           bytes_(bytes),
           send_(owner, send, in_place_ ? 0 : bytes),
           receive_(owner, receive, owner.size() * bytes) {}
-    void start(const Operation& operation) {
+    void start(const Operation& what) {
       std::byte* const own = receive_.data() + owner_.rank() * bytes_;
       pending_ = owner_.device_->start_all_gather(in_place_ ? own : send_.data(), receive_.data(),
-                                                  bytes_, operation, owner_.app_);
+                                                  bytes_, what, owner_.app_);
     }
     void wait(const Execution& /*exec*/) override {
       pending_->wait(owner_.app_);

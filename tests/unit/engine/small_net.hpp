@@ -287,6 +287,7 @@ class SmallNetClient {
       if (tied == Tied::deferred) {
         d_embed.defer();
       } else {
+        d_embed.store();
         outer.push_back(std::move(d_embed));
       }
     }
