@@ -111,6 +111,23 @@ void add_bench(CLI::App& app, const Session& session, Action& action) {
   add_pairs(checks);
   add_engine_options(checks);
 
+#ifdef MICS_HAS_NCCL
+  const Command device =
+      add_command(*bench, session, action,
+                  {"device", "Gathers and reductions of device memory beside NCCL's own calls",
+                   "Bytes of the gathered buffers"},
+                  bench::run_device, {mib, 8 * mib, 64 * mib, 512 * mib});
+  add_pairs(device);
+  add_engine_options(device);
+  const Command step =
+      add_command(*bench, session, action,
+                  {"step", "A step of a GPT of 24 layers without its computation, on a device",
+                   "Width of the model"},
+                  bench::run_step, {2048});
+  add_pairs(step);
+  add_engine_options(step);
+#endif
+
   const Command memory =
       add_command(*bench, session, action,
                   {"memory", "Peak resident memory of a training run beside its plan",

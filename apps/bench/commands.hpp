@@ -33,6 +33,10 @@ struct Options {
 [[nodiscard]] int run_optimizer(const Session& session, const Options& options);
 /// The time that a step spends on comparing ranks beside the whole step.
 [[nodiscard]] int run_checks(const Session& session, const Options& options);
+/// In a build with NCCL: a device's gathers and reductions beside the bare calls.
+[[nodiscard]] int run_device(const Session& session, const Options& options);
+/// In a build with NCCL: a step without computation beside its floor.
+[[nodiscard]] int run_step(const Session& session, const Options& options);
 /// Resident memory of a training run beside its plan.
 [[nodiscard]] int run_memory(const Session& session, const Options& options);
 

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mpi.h>
+
+#include <cstdint>
+#include <memory>
+
+namespace mics::apps::bench {
+
+/// The collective library and the device's memory without mics: a communicator over all ranks, one
+/// stream, buffers of its own. bf16.
+class RawDevice {
+ public:
+  /// Collective; allocates two buffers of `bytes` on the device, and two of 256 MiB. Blocks.
+  RawDevice(MPI_Comm world, std::int64_t bytes);
+  ~RawDevice();
+  RawDevice(const RawDevice&) = delete;
+  RawDevice& operator=(const RawDevice&) = delete;
+
+  /// Enqueues one, in place. \param bytes  of the gathered buffer
+  void all_gather(std::int64_t bytes);
+  /// \param count  elements of the whole buffer
+  void reduce_scatter(std::int64_t count);
+  void all_reduce(std::int64_t count);
+  /// Blocks until all of them are done.
+  void wait();
+  /// Bytes read and written a second by a copy of 256 MiB within the device's memory. Blocks.
+  [[nodiscard]] double copy_speed();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace mics::apps::bench
