@@ -2,7 +2,9 @@
 #include <Kokkos_Core.hpp>
 #include <gpt/block.hpp>
 #include <gpt/convert.hpp>
+#include <gpt/device/passes.hpp>
 #include <gpt/model.hpp>
+#include <gpt/passes.hpp>
 
 #include <algorithm>
 #include <numbers>
@@ -15,43 +17,14 @@ namespace gpt {
 
 namespace {
 
-using Exec = Kokkos::DefaultHostExecutionSpace;  // where the engine's views are
+using Exec = Kokkos::DefaultHostExecutionSpace;
+using HostMemory = Exec::memory_space;
 
-/// Views of a unit's parameters from a lease (T is const) or a gradient scope.
-template <template <class, class> class Unit, class T, class Source>
-Unit<T, Exec> views(const Source& source, const GptIds::Unit& ids) {
-  Unit<T, Exec> result;
-  auto id = ids.parameters.begin();
-  result.visit([&](auto& view) {
-    if constexpr (std::decay_t<decltype(view)>::rank() == 1) {
-      view = source.template view<T*>(*id++);
-    } else {
-      view = source.template view<T**>(*id++);
-    }
-  });
-  return result;
-}
-
-}  // namespace
-
-class Gpt::Passes {
- public:
-  Passes() = default;
-  Passes(const Passes&) = delete;
-  Passes& operator=(const Passes&) = delete;
-  virtual ~Passes() = default;
-  virtual void load(std::span<const Window> windows) = 0;
-  virtual void train(mics::Engine& engine) = 0;
-  virtual double evaluate(mics::Engine& engine) = 0;
-  /// Logits of the position after `position` of the first window, as the last pass left them.
-  [[nodiscard]] virtual std::vector<double> logits(std::size_t position) const = 0;
-  [[nodiscard]] virtual std::size_t bytes() const = 0;
-};
-
+/// Passes on the host, over activations of Real and parameters and gradients of Stored.
 template <class Real, class Stored>
-class Gpt::PassesOf final : public Gpt::Passes {
+class HostPasses final : public Passes {
  public:
-  PassesOf(const GptShape& shape, GptIds ids, int batch, Recompute recompute)
+  HostPasses(const GptShape& shape, GptIds ids, int batch, Recompute recompute)
       : shape_(shape),
         ids_(std::move(ids)),
         activations_(shape, batch, recompute),
@@ -60,24 +33,9 @@ class Gpt::PassesOf final : public Gpt::Passes {
         tokens_("gpt::Gpt::tokens", static_cast<std::size_t>(batch) * window_tokens()),
         order_("gpt::Gpt::order", static_cast<std::size_t>(batch) * (window_tokens() - 1)) {}
 
-  void load(std::span<const Window> windows) override {
+  void load(std::span<const Gpt::Window> windows) override {
     activations_.resize(static_cast<int>(std::min<std::size_t>(windows.size(), INT32_MAX)));
-    Token* target = tokens_.data();
-    for (const Window window : windows) {
-      if (window.size() != window_tokens()) {
-        throw std::invalid_argument("gpt::Gpt: window: expected " +
-                                    std::to_string(window_tokens()) + " tokens, found " +
-                                    std::to_string(window.size()));
-      }
-      for (const Token token : window) {
-        if (token >= static_cast<Token>(shape_.vocabulary)) {
-          throw std::invalid_argument("gpt::Gpt: window: expected tokens below " +
-                                      std::to_string(shape_.vocabulary) + ", found " +
-                                      std::to_string(token));
-        }
-        *target++ = token;
-      }
-    }
+    copy_windows(shape_, windows, tokens_.data());
   }
 
   void train(mics::Engine& engine) override {
@@ -89,7 +47,7 @@ class Gpt::PassesOf final : public Gpt::Passes {
       const mics::Lease lease = engine.gather(unit.id, exec_);
       mics::GradientScope scope = engine.gradient(unit.id, exec_);
       const auto p = parameters<BlockParameters>(lease, unit);
-      const auto stored = views<BlockParameters, Stored>(scope, unit);
+      const auto stored = unit_views<BlockParameters, Stored, Exec>(scope, unit);
       const auto g = gradients_as<Real>(exec_, stored, gradient_scratch_);
       if (!activations_.is_kept(layer)) {
         block_activations<Real>(exec_, shape_.heads, p, activations_.layer(layer));
@@ -100,7 +58,8 @@ class Gpt::PassesOf final : public Gpt::Passes {
       scope.reduce();
     }
     reset_scratch();
-    const auto stored = views<EmbeddingParameters, Stored>(embedding_scope, ids_.embedding());
+    const auto stored =
+        unit_views<EmbeddingParameters, Stored, Exec>(embedding_scope, ids_.embedding());
     const auto g = gradients_as<Real>(exec_, stored, gradient_scratch_);
     const Vector<std::int32_t, Exec> order(
         order_.data(), static_cast<std::size_t>(activations_.batch()) * (window_tokens() - 1));
@@ -150,7 +109,8 @@ class Gpt::PassesOf final : public Gpt::Passes {
   }
   template <template <class, class> class Unit>
   Unit<const Real, Exec> parameters(const mics::Lease& lease, const GptIds::Unit& ids) {
-    return parameters_as<Real>(exec_, views<Unit, const Stored>(lease, ids), parameter_scratch_);
+    return parameters_as<Real>(exec_, unit_views<Unit, const Stored, Exec>(lease, ids),
+                               parameter_scratch_);
   }
 
   void forward_blocks(mics::Engine& engine) {
@@ -192,15 +152,16 @@ class Gpt::PassesOf final : public Gpt::Passes {
   mics::GradientScope train_head(mics::Engine& engine) {
     const Head opened = run_head(engine);
     const auto& head = activations_.head();
-    cross_entropy_forward_backward<Real>(exec_, head.logits, windows(), engine.loss_scale(),
-                                         head.row_losses, activations_.losses());
-    engine.loss()() += sum_of_losses();
+    cross_entropy_forward_backward<Real>(exec_, head.logits, windows(),
+                                         engine.loss_scale<HostMemory>(), head.row_losses,
+                                         activations_.losses());
+    engine.loss<HostMemory>()() += sum_of_losses();
 
     mics::GradientScope embedding_scope = engine.gradient(ids_.embedding().id, exec_);
     mics::GradientScope final_scope = engine.gradient(ids_.final().id, exec_);
     const auto stored_embedding =
-        views<EmbeddingParameters, Stored>(embedding_scope, ids_.embedding());
-    const auto stored_norm = views<FinalParameters, Stored>(final_scope, ids_.final());
+        unit_views<EmbeddingParameters, Stored, Exec>(embedding_scope, ids_.embedding());
+    const auto stored_norm = unit_views<FinalParameters, Stored, Exec>(final_scope, ids_.final());
     const auto d_embedding = gradients_as<Real>(exec_, stored_embedding, gradient_scratch_);
     const auto d_norm = gradients_as<Real>(exec_, stored_norm, gradient_scratch_);
     head_backward<Real>(exec_, opened.norm, opened.token, head, d_norm, d_embedding.token,
@@ -228,6 +189,26 @@ class Gpt::PassesOf final : public Gpt::Passes {
   Kokkos::View<Token*, Exec::memory_space> tokens_;        // (batch * (positions + 1))
   Kokkos::View<std::int32_t*, Exec::memory_space> order_;  // (batch * positions) rows by token
 };
+
+}  // namespace
+
+void copy_windows(const GptShape& shape, std::span<const Gpt::Window> windows, Token* target) {
+  const auto length = static_cast<std::size_t>(shape.positions) + 1;
+  for (const Gpt::Window window : windows) {
+    if (window.size() != length) {
+      throw std::invalid_argument("gpt::Gpt: window: expected " + std::to_string(length) +
+                                  " tokens, found " + std::to_string(window.size()));
+    }
+    for (const Token token : window) {
+      if (token >= static_cast<Token>(shape.vocabulary)) {
+        throw std::invalid_argument("gpt::Gpt: window: expected tokens below " +
+                                    std::to_string(shape.vocabulary) + ", found " +
+                                    std::to_string(token));
+      }
+      *target++ = token;
+    }
+  }
+}
 
 GptIds declare(mics::Model& model, const GptShape& shape) {
   GptIds ids;
@@ -257,12 +238,19 @@ std::vector<mics::UnitId> training_order(const GptIds& ids) {
   return order;
 }
 
-Gpt::Gpt(const GptShape& shape, GptIds ids, mics::DType compute, int batch, Recompute recompute)
+Gpt::Gpt(const GptShape& shape, GptIds ids, mics::DType compute, int batch, Recompute recompute,
+         [[maybe_unused]] mics::Memory memory)
     : positions_(shape.positions) {
+  if constexpr (mics::device::separate) {
+    if (memory == mics::Memory::device) {
+      passes_ = device::make_passes(shape, std::move(ids), compute, batch, recompute);
+      return;
+    }
+  }
   passes_ = mics::visit(compute, [&](auto tag) -> std::unique_ptr<Passes> {
     using Stored = typename decltype(tag)::type;
     using Real = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
-    return std::make_unique<PassesOf<Real, Stored>>(shape, std::move(ids), batch, recompute);
+    return std::make_unique<HostPasses<Real, Stored>>(shape, std::move(ids), batch, recompute);
   });
 }
 

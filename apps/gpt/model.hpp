@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mics/base/device.hpp>
 #include <mics/base/dtype.hpp>
 #include <mics/engine/engine.hpp>
 #include <mics/state/model.hpp>
@@ -35,8 +36,11 @@ GptIds declare(mics::Model& model, const GptShape& shape);
 /// The units in the order in which a micro-step gathers them: for Engine::declare_order.
 [[nodiscard]] std::vector<mics::UnitId> training_order(const GptIds& ids);
 
+class Passes;
+
 /// Forward and backward passes of a GPT whose parameters an engine holds. Parameters come in the
-/// engine's compute dtype; activations are fp64 where that is fp64, else fp32.
+/// engine's compute dtype; activations are fp64 where that is fp64, else fp32, and bf16 on a
+/// device.
 ///
 /// Units are gathered in the order embedding, block0, block1, ..., embedding and final (head,
 /// loss and their backward in one lease), and backward from the last block to block0. The scope of
@@ -53,8 +57,11 @@ class Gpt {
 
   /// Allocates activations and scratch for up to `batch` samples a pass. Local.
   /// \param[in] compute  dtype of the gathered parameters
+  /// \param[in] memory   where the engine keeps them. On a device other than the host the compute
+  ///                     dtype is bf16, and passes neither allocate nor wait but in evaluations
+  /// \throws std::invalid_argument for a shape or dtype that the device's kernels do not take
   Gpt(const GptShape& shape, GptIds ids, mics::DType compute, int batch,
-      Recompute recompute = Recompute::no);
+      Recompute recompute = Recompute::no, mics::Memory memory = mics::Memory::host);
   ~Gpt();
   Gpt(Gpt&&) noexcept;
   Gpt& operator=(Gpt&&) noexcept;
@@ -78,9 +85,6 @@ class Gpt {
   [[nodiscard]] std::size_t bytes() const;
 
  private:
-  class Passes;
-  template <class Real, class Stored>
-  class PassesOf;
   int positions_;
   std::unique_ptr<Passes> passes_;
 };

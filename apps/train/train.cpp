@@ -3,6 +3,7 @@
 
 #include <data/bigram.hpp>
 #include <data/token_corpus.hpp>
+#include <gpt/device/peak.hpp>
 #include <gpt/model.hpp>
 #include <gpt/peak.hpp>
 #include <nlohmann/json.hpp>
@@ -17,6 +18,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -144,13 +146,17 @@ class Trainer {
     comm::agree(comm::Communicator::duplicate(session.world()), [&] {
       gpt_.emplace(deck_.shape, ids_, deck_.engine.compute,
                    static_cast<int>(std::max<std::int64_t>(1, batch_.largest(session.size()))),
-                   deck_.recompute);
+                   deck_.recompute, engine_.plan().request().memory);
     });
     comm::agree(comm::Communicator::duplicate(session.world()), [&] {
       peak_flops_ = deck_.peak_flops;
       if (peak_flops_ == 0) {
-        peak_flops_ = deck_.engine.compute == DType::fp64 ? gpt::measured_peak<double>()
-                                                          : gpt::measured_peak<float>();
+        if (on_device()) {
+          peak_flops_ = gpt::device::measured_peak();
+        } else {
+          peak_flops_ = deck_.engine.compute == DType::fp64 ? gpt::measured_peak<double>()
+                                                            : gpt::measured_peak<float>();
+        }
       }
     });
     engine_.sum({&peak_flops_, 1});
@@ -188,6 +194,7 @@ class Trainer {
         const bool asked_to_stop = on_any_rank(stop.came());
         const bool save_due =
             deck_.checkpoint_every > 0 && (step + 1) % deck_.checkpoint_every == 0;
+        if (asked_to_stop || last || save_due) report_steps();
         if (asked_to_stop || last) {
           save(step + 1, false);
         } else if (save_due) {
@@ -200,8 +207,12 @@ class Trainer {
         }
       }
       const bool due = deck_.validate_every > 0 && (step + 1) % deck_.validate_every == 0;
-      if (due && !last) report_validation(step + 1, validate());
+      if (due && !last) {
+        report_steps();
+        report_validation(step + 1, validate());
+      }
     }
+    report_steps();
     const double training_seconds = seconds_since(start);
     const double nats = validate();
     report_validation(deck_.steps, nats);
@@ -211,6 +222,11 @@ class Trainer {
   }
 
  private:
+  // True if the model's passes run on a device that is not the host.
+  [[nodiscard]] bool on_device() const {
+    return mics::device::separate && engine_.plan().request().memory == Memory::device;
+  }
+
   // Goes on where the newest checkpoint ends, with the same order of the data.
   void load() {
     if (deck_.checkpoint_directory.empty()) {
@@ -313,9 +329,12 @@ class Trainer {
     if (deck_.peak_flops > 0) {
       std::cout << "given by training.peak_flops\n";
     } else {
-      const int n = gpt::peak_extent;
+      const int n = on_device() ? gpt::device::peak_extent : gpt::peak_extent;
       std::cout << "measured: products of " << n << " x " << n << " matrices of "
-                << (deck_.engine.compute == DType::fp64 ? "fp64" : "fp32") << "\n";
+                << (on_device()                           ? "bf16"
+                    : deck_.engine.compute == DType::fp64 ? "fp64"
+                                                          : "fp32")
+                << "\n";
     }
     if (deck_.engine.schedule.kind != ScheduleKind::constant) {
       std::cout << "note: learning rates follow " << deck_.engine.source
@@ -357,19 +376,31 @@ class Trainer {
       });
       gpt_->micro_step(engine_, windows, m + 1 == batch_.micro_steps);
     }
-    const StepHandle handle = engine_.step();
-    const StepResult& result = handle.get();
+    pending_.push_back({step + 1, start, engine_.step()});
+    while (!pending_.empty() && (pending_.front().handle.ready() || pending_.size() > most_pending))
+      report_step();
+  }
+
+  // Tells of the oldest step that was not told of. Blocks until it is done.
+  void report_step() {
+    const PendingStep pending = std::move(pending_.front());
+    pending_.pop_front();
+    const StepResult& result = pending.handle.get();
     if (!session_.is_root()) return;
     const std::int64_t tokens = result.samples * deck_.shape.positions;
     const double loss = unit_.of_nats(result.loss);
-    progress_->update(step + 1, loss, tokens);
+    progress_->update(pending.step, loss, tokens);
     if (result.skipped)
-      say("note: step " + std::to_string(step + 1) + " skipped: gradient norm " +
+      say("note: step " + std::to_string(pending.step) + " skipped: gradient norm " +
           fixed(result.gradient_norm, 3));
-    const double seconds = seconds_since(start);
+    // A step on a device ends while the host is steps ahead: it took the time since the one before.
+    const auto now = Clock::now();
+    const double seconds =
+        std::chrono::duration<double>(now - std::max(pending.start, last_report_)).count();
+    last_report_ = now;
     const double rate = static_cast<double>(tokens) / seconds;
     metrics_.write({{"event", "step"},
-                    {"step", step + 1},
+                    {"step", pending.step},
                     {std::string("loss_") + unit_.key, loss},
                     {"gradient_norm", result.gradient_norm},
                     {"learning_rate", result.learning_rate},
@@ -378,6 +409,11 @@ class Trainer {
                     {"tokens_per_second", rate},
                     {"utilization", utilization(rate)},
                     {"seconds", seconds}});
+  }
+
+  // Blocks until all steps are done and told of.
+  void report_steps() {
+    while (!pending_.empty()) report_step();
   }
 
   // Mean nats a token over all validation windows, shared out among the ranks.
@@ -449,8 +485,10 @@ class Trainer {
     const double flops = rate * deck_.shape.flops_per_position();
     std::cout << "result\n  " << deck_.steps << " steps in " << fixed(seconds, 1) << " s, "
               << report::rate_text(rate) << " tokens/s, " << report::rate_text(flops) << " FLOP/s, "
-              << fixed(100 * utilization(rate), 1) << "% of peak\n  validation: GPT "
-              << loss_text(nats) << ", bigram model ";
+              << fixed(100 * utilization(rate), 1) << "% of peak; by 6 x parameters x tokens "
+              << report::rate_text(6 * rate * static_cast<double>(deck_.shape.parameter_count()) /
+                                   session_.size())
+              << " FLOP/s a rank\n  validation: GPT " << loss_text(nats) << ", bigram model ";
     if (bigram.total() < corpus_.training_tokens()) {
       std::cout << "of " << bigram.total() << " " << sequence.unit() << " ";
     }
@@ -467,6 +505,16 @@ class Trainer {
                     {std::string("validation_") + unit_.key, unit_.of_nats(nats)},
                     {std::string("bigram_") + unit_.key, unit_.of_nats(bigram_nats)}});
   }
+
+  // Steps whose results the host has not waited for; the engine itself waits for older ones.
+  struct PendingStep {
+    std::int64_t step;  // 1, 2, ...
+    Clock::time_point start;
+    StepHandle handle;
+  };
+  static constexpr std::size_t most_pending = 1;
+  std::deque<PendingStep> pending_;
+  Clock::time_point last_report_ = Clock::now();
 
   // Steps of the deck that are done, which the data's order follows; skipped ones count.
   static constexpr const char* position_blob = "mics_train_position";
