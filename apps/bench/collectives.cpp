@@ -313,6 +313,7 @@ void race_reduce(const Session& session, const Options& options, std::int64_t by
 }  // namespace
 
 int run_collectives(const Session& session, const Options& options) {
+  share_cores_evenly(session.world());
   Results results(session, "collectives", options.json);
   results.line("mics beside MPI_Allgather and MPI_Reduce_scatter_block, " +
                std::to_string(session.size()) + " rank(s), median of " +
