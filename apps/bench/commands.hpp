@@ -37,6 +37,8 @@ struct Options {
 [[nodiscard]] int run_device(const Session& session, const Options& options);
 /// In a build with NCCL: a step without computation beside its floor.
 [[nodiscard]] int run_step(const Session& session, const Options& options);
+/// In a build with CUDA: the parts of a GPT on the device of rank 0; `pairs` repetitions of each.
+[[nodiscard]] int run_gpt(const Session& session, const Options& options);
 /// Resident memory of a training run beside its plan.
 [[nodiscard]] int run_memory(const Session& session, const Options& options);
 
