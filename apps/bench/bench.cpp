@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <Kokkos_Macros.hpp>
 #include <bench/bench.hpp>
 #include <bench/commands.hpp>
 
@@ -111,6 +112,13 @@ void add_bench(CLI::App& app, const Session& session, Action& action) {
   add_pairs(checks);
   add_engine_options(checks);
 
+#ifdef KOKKOS_ENABLE_CUDA
+  const Command gpt = add_command(*bench, session, action,
+                                  {"gpt", "The parts of a GPT's block of width 2048 on one device",
+                                   "Samples of 1024 positions"},
+                                  bench::run_gpt, {8});
+  add_pairs(gpt);
+#endif
 #ifdef MICS_HAS_NCCL
   const Command device =
       add_command(*bench, session, action,

@@ -40,6 +40,8 @@ struct Options {
 [[nodiscard]] int run_step(const Session& session, const Options& options);
 /// Saves, loads and stalls beside raw files and memory.
 [[nodiscard]] int run_checkpoint(const Session& session, const Options& options);
+/// In a build with CUDA: the parts of a GPT on the device of rank 0; `pairs` repetitions of each.
+[[nodiscard]] int run_gpt(const Session& session, const Options& options);
 /// Resident memory of a training run beside its plan.
 [[nodiscard]] int run_memory(const Session& session, const Options& options);
 

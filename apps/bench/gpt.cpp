@@ -152,8 +152,8 @@ void time_parts(const Exec& exec, const gpt::GptShape& shape, int samples, int r
     if constexpr (requires { views.qkv_weight; }) {
       const auto& v = views;
       return device::BlockViews<const bf16>{
-          v.ln1_weight,  v.ln1_bias,  v.qkv_weight, v.query_bias, v.value_bias,
-          v.proj_weight, v.proj_bias, v.ln2_weight, v.ln2_bias,   v.up_weight,
+          v.ln1_weight,  v.ln1_bias,    v.qkv_weight, v.query_bias, v.value_bias,
+          v.proj_weight, v.proj_bias,   v.ln2_weight, v.ln2_bias,   v.up_weight,
           v.up_bias,     v.down_weight, v.down_bias};
     } else {
       return device::FinalViews<const bf16>{views.weight, views.bias};
@@ -173,9 +173,9 @@ void time_parts(const Exec& exec, const gpt::GptShape& shape, int samples, int r
                      gpt::Vector<std::int32_t, Host>(order.data(), order.size()));
   const auto upload = [](const auto& from, const auto& to) {
     using T = typename std::decay_t<decltype(from)>::value_type;
-    Kokkos::deep_copy(to, Kokkos::View<const T*, Kokkos::HostSpace,
-                                       Kokkos::MemoryTraits<Kokkos::Unmanaged>>(from.data(),
-                                                                                from.size()));
+    Kokkos::deep_copy(
+        to, Kokkos::View<const T*, Kokkos::HostSpace, Kokkos::MemoryTraits<Kokkos::Unmanaged>>(
+                from.data(), from.size()));
   };
   const Kokkos::View<Token*, Exec::memory_space> tokens_there("mics bench gpt", tokens.size());
   const Kokkos::View<std::int32_t*, Exec::memory_space> order_there("mics bench gpt", order.size());
@@ -212,9 +212,9 @@ void time_parts(const Exec& exec, const gpt::GptShape& shape, int samples, int r
     device::embedding_forward(exec, windows, embedding.token, embedding.position, layer.x);
   });
   table.row("embedding, backward", {.bytes = 10 * nc}, [&] {
-    device::embedding_backward(
-        exec, windows, device::Array<const std::int32_t>(order_there.data(), order.size()),
-        scratch.d_x, d_embedding.token, d_embedding.position);
+    device::embedding_backward(exec, windows,
+                               device::Array<const std::int32_t>(order_there.data(), order.size()),
+                               scratch.d_x, d_embedding.token, d_embedding.position);
   });
   fill(layer.qkv);
   fill(scratch.d_narrow);
@@ -257,52 +257,80 @@ void time_parts(const Exec& exec, const gpt::GptShape& shape, int samples, int r
     device::Product product;
     device::ProductArguments arguments;
   };
-  using gpt::Transpose;
   using device::Epilogue;
+  using gpt::Transpose;
   const bf16* narrow = scratch.normal.data();
   bf16* wide = scratch.gelu.data();
   const std::vector<Named> products_of_block{
-      {"qkv", {n, 3 * c, c, Transpose::no, Transpose::yes, Epilogue::bias},
-       {.a = narrow, .b = p.qkv_weight.data(), .d = layer.qkv.data(),
+      {"qkv",
+       {n, 3 * c, c, Transpose::no, Transpose::yes, Epilogue::bias},
+       {.a = narrow,
+        .b = p.qkv_weight.data(),
+        .d = layer.qkv.data(),
         .vector = scratch.qkv_bias.data()}},
-      {"up + GELU", {n, 4 * c, c, Transpose::no, Transpose::yes, Epilogue::gelu},
-       {.a = narrow, .b = p.up_weight.data(), .d = wide, .vector = p.up_bias.data(),
+      {"up + GELU",
+       {n, 4 * c, c, Transpose::no, Transpose::yes, Epilogue::gelu},
+       {.a = narrow,
+        .b = p.up_weight.data(),
+        .d = wide,
+        .vector = p.up_bias.data(),
         .auxiliary = layer.up.data()}},
-      {"down + residual", {n, c, 4 * c, Transpose::no, Transpose::yes, Epilogue::bias, true},
-       {.a = wide, .b = p.down_weight.data(), .d = scratch.d_narrow.data(),
-        .c = layer.middle.data(), .vector = p.down_bias.data()}},
-      {"proj + residual", {n, c, c, Transpose::no, Transpose::yes, Epilogue::bias, true},
-       {.a = narrow, .b = p.proj_weight.data(), .d = scratch.d_narrow.data(),
-        .c = layer.middle.data(), .vector = p.proj_bias.data()}},
+      {"down + residual",
+       {n, c, 4 * c, Transpose::no, Transpose::yes, Epilogue::bias, true},
+       {.a = wide,
+        .b = p.down_weight.data(),
+        .d = scratch.d_narrow.data(),
+        .c = layer.middle.data(),
+        .vector = p.down_bias.data()}},
+      {"proj + residual",
+       {n, c, c, Transpose::no, Transpose::yes, Epilogue::bias, true},
+       {.a = narrow,
+        .b = p.proj_weight.data(),
+        .d = scratch.d_narrow.data(),
+        .c = layer.middle.data(),
+        .vector = p.proj_bias.data()}},
       {"down, input gradient through GELU",
        {n, 4 * c, c, Transpose::no, Transpose::no, Epilogue::gelu_backward},
-       {.a = scratch.d_x.data(), .b = p.down_weight.data(), .d = scratch.d_wide.data(),
-        .vector = g.up_bias.data(), .auxiliary = layer.up.data()}},
-      {"up, input gradient", {n, c, 4 * c},
+       {.a = scratch.d_x.data(),
+        .b = p.down_weight.data(),
+        .d = scratch.d_wide.data(),
+        .vector = g.up_bias.data(),
+        .auxiliary = layer.up.data()}},
+      {"up, input gradient",
+       {n, c, 4 * c},
        {.a = scratch.d_wide.data(), .b = p.up_weight.data(), .d = scratch.d_narrow.data()}},
-      {"proj, input gradient", {n, c, c},
+      {"proj, input gradient",
+       {n, c, c},
        {.a = scratch.d_x.data(), .b = p.proj_weight.data(), .d = scratch.d_narrow.data()}},
-      {"qkv, input gradient", {n, c, 3 * c},
+      {"qkv, input gradient",
+       {n, c, 3 * c},
        {.a = scratch.d_qkv.data(), .b = p.qkv_weight.data(), .d = scratch.d_narrow.data()}},
       {"down, weight and bias gradient",
        {c, 4 * c, n, Transpose::yes, Transpose::no, Epilogue::bias_gradient},
-       {.a = scratch.d_x.data(), .b = wide, .d = g.down_weight.data(),
+       {.a = scratch.d_x.data(),
+        .b = wide,
+        .d = g.down_weight.data(),
         .vector = g.down_bias.data()}},
-      {"up, weight gradient", {4 * c, c, n, Transpose::yes},
+      {"up, weight gradient",
+       {4 * c, c, n, Transpose::yes},
        {.a = scratch.d_wide.data(), .b = narrow, .d = g.up_weight.data()}},
       {"proj, weight and bias gradient",
        {c, c, n, Transpose::yes, Transpose::no, Epilogue::bias_gradient},
-       {.a = scratch.d_x.data(), .b = narrow, .d = g.proj_weight.data(),
+       {.a = scratch.d_x.data(),
+        .b = narrow,
+        .d = g.proj_weight.data(),
         .vector = g.proj_bias.data()}},
       {"qkv, weight and bias gradient",
        {3 * c, c, n, Transpose::yes, Transpose::no, Epilogue::bias_gradient},
-       {.a = scratch.d_qkv.data(), .b = narrow, .d = g.qkv_weight.data(),
+       {.a = scratch.d_qkv.data(),
+        .b = narrow,
+        .d = g.qkv_weight.data(),
         .vector = scratch.qkv_bias.data()}},
   };
   for (const Named& named : products_of_block) {
     const auto run = [&] { products.run(exec, named.product, named.arguments); };
-    const Work work{.operations = 2.0 * named.product.rows * named.product.columns *
-                                  named.product.depth};
+    const Work work{.operations =
+                        2.0 * named.product.rows * named.product.columns * named.product.depth};
     table.row(named.name, work, run);
     products.tune(exec, named.product, named.arguments);
     table.row(std::string(named.name) + ", tuned", work, run);

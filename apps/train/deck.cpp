@@ -56,12 +56,18 @@ void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck)
     const std::filesystem::path path(file);
     deck.files.push_back(path.is_absolute() ? path : (folder / path).lexically_normal());
   }
-  if (deck.files.empty()) {
+  deck.format = read_format(json);
+  deck.synthetic_tokens = json.integer("synthetic_tokens", 0, 0, 100'000'000);
+  if (deck.files.empty() && deck.synthetic_tokens == 0) {
     raise<ConfigError>({.object = json.where("files"),
                         .expected = "files or folders to train on",
                         .found = "none"});
   }
-  deck.format = read_format(json);
+  if (!deck.files.empty() && deck.synthetic_tokens > 0) {
+    raise<ConfigError>({.object = json.where("synthetic_tokens"),
+                        .expected = "no files beside it",
+                        .found = std::to_string(deck.files.size())});
+  }
   deck.validation_fraction = json.number("validation_fraction", deck.validation_fraction);
   if (!(deck.validation_fraction >= 1e-4 && deck.validation_fraction <= 0.5)) {
     raise<ConfigError>({.object = json.where("validation_fraction"),

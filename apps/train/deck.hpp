@@ -26,6 +26,7 @@ struct Deck {
   std::vector<std::filesystem::path>
       files;  ///< files and folders; relative ones from the deck's folder
   data::TokenFormat format = data::TokenFormat::bytes;
+  std::int64_t synthetic_tokens = 0;  ///< random tokens in place of files
   double validation_fraction = 0.1;
   std::int64_t validation_windows = 0;  ///< 0: all
   std::uint64_t data_seed = 0;

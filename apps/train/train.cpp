@@ -90,6 +90,18 @@ struct Inputs {
   std::unique_ptr<data::TokenCorpus> corpus;
 };
 
+data::TokenSequence read_tokens(const Deck& deck) {
+  const data::SequenceOptions options{.format = deck.format, .vocabulary = deck.shape.vocabulary};
+  if (deck.synthetic_tokens == 0) return {deck.files, options};
+  std::vector<data::Token> tokens(static_cast<std::size_t>(deck.synthetic_tokens));
+  const RandomStream random{deck.data_seed, 0x70CE25};
+  std::uint64_t index = 0;
+  for (data::Token& token : tokens) {
+    token = static_cast<data::Token>(random.uniform(index++) * deck.shape.vocabulary);
+  }
+  return {std::move(tokens), options};
+}
+
 Inputs read_inputs(const Session& session, const Arguments& arguments) {
   const auto world = comm::Communicator::duplicate(session.world());
   Inputs inputs;
@@ -100,8 +112,7 @@ Inputs read_inputs(const Session& session, const Arguments& arguments) {
   });
   comm::require_same(world, inputs.deck.text, "deck");
   comm::agree(world, [&] {
-    data::TokenSequence tokens(inputs.deck.files, {.format = inputs.deck.format,
-                                                   .vocabulary = inputs.deck.shape.vocabulary});
+    data::TokenSequence tokens = read_tokens(inputs.deck);
     // The ranks look at all tokens together before any of them is used.
     const std::int64_t count = tokens.count();
     const std::int64_t ranks = session.size();

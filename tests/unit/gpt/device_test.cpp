@@ -62,8 +62,7 @@ struct Both {
     Kokkos::deep_copy(memory, copy);
   }
   /// Numbers between -scale and scale around `center` that both hold exactly.
-  static Both random(int rows, int columns, std::uint32_t seed, float scale = 1,
-                     float center = 0) {
+  static Both random(int rows, int columns, std::uint32_t seed, float scale = 1, float center = 0) {
     Both result(rows, columns);
     for (std::size_t i = 0; i < result.host.size(); ++i) {
       const std::uint32_t bits = mixed(static_cast<std::uint32_t>(i) + seed * 0x9e3779b9U);
@@ -134,9 +133,9 @@ struct Windows {
   }
   template <class T, class View>
   static void copy(const std::vector<T>& from, const View& to) {
-    Kokkos::deep_copy(to, Kokkos::View<const T*, Kokkos::HostSpace,
-                                       Kokkos::MemoryTraits<Kokkos::Unmanaged>>(from.data(),
-                                                                                from.size()));
+    Kokkos::deep_copy(
+        to, Kokkos::View<const T*, Kokkos::HostSpace, Kokkos::MemoryTraits<Kokkos::Unmanaged>>(
+                from.data(), from.size()));
   }
   [[nodiscard]] gpt::Matrix<const Token, Host> matrix() const {
     return gpt::Matrix<const Token, Host>(host.data(), static_cast<std::size_t>(batch),
@@ -173,18 +172,21 @@ void check_products(int rows, int columns, int depth) {
   Numbers weight = Numbers::random(columns, depth, 2);
   Numbers bias = Numbers::random(1, columns, 3);
   Numbers residual = Numbers::random(rows, columns, 4);
-  const device::Product product{.rows = rows, .columns = columns, .depth = depth,
-                                .transpose_b = Transpose::yes};
+  const device::Product product{
+      .rows = rows, .columns = columns, .depth = depth, .transpose_b = Transpose::yes};
   Numbers y(rows, columns);
 
-  gpt::linear_forward<float>(m.host, x.matrix(), weight.matrix(), bias.vector(),
-                             residual.matrix(), y.matrix());
+  gpt::linear_forward<float>(m.host, x.matrix(), weight.matrix(), bias.vector(), residual.matrix(),
+                             y.matrix());
   device::Product fused = product;
   fused.epilogue = device::Epilogue::bias;
   fused.add = true;
   m.products.run(m.exec, fused,
-                 {.a = x.memory.data(), .b = weight.memory.data(), .d = y.memory.data(),
-                  .c = residual.memory.data(), .vector = bias.memory.data()});
+                 {.a = x.memory.data(),
+                  .b = weight.memory.data(),
+                  .d = y.memory.data(),
+                  .c = residual.memory.data(),
+                  .vector = bias.memory.data()});
   m.exec.fence();
   y.expect_agreement("product + bias + residual " + size, once);
 
@@ -196,8 +198,11 @@ void check_products(int rows, int columns, int depth) {
   fused = product;
   fused.epilogue = device::Epilogue::gelu;
   m.products.run(m.exec, fused,
-                 {.a = x.memory.data(), .b = weight.memory.data(), .d = activated.memory.data(),
-                  .vector = bias.memory.data(), .auxiliary = up.memory.data()});
+                 {.a = x.memory.data(),
+                  .b = weight.memory.data(),
+                  .d = activated.memory.data(),
+                  .vector = bias.memory.data(),
+                  .auxiliary = up.memory.data()});
   m.exec.fence();
   up.expect_agreement("product + bias before GELU " + size, once);
   activated.expect_agreement("GELU(product + bias) " + size, several);
@@ -222,15 +227,24 @@ void check_products(int rows, int columns, int depth) {
     }
   }
   m.products.run(m.exec,
-                 {.rows = rows, .columns = depth, .depth = columns,
+                 {.rows = rows,
+                  .columns = depth,
+                  .depth = columns,
                   .epilogue = device::Epilogue::gelu_backward},
-                 {.a = d_y.memory.data(), .b = weight.memory.data(), .d = d_x.memory.data(),
-                  .vector = d_bias_x.memory.data(), .auxiliary = before.memory.data()});
-  device::Product of_weight{.rows = columns, .columns = depth, .depth = rows,
+                 {.a = d_y.memory.data(),
+                  .b = weight.memory.data(),
+                  .d = d_x.memory.data(),
+                  .vector = d_bias_x.memory.data(),
+                  .auxiliary = before.memory.data()});
+  device::Product of_weight{.rows = columns,
+                            .columns = depth,
+                            .depth = rows,
                             .transpose_a = Transpose::yes,
                             .epilogue = device::Epilogue::bias_gradient};
   m.products.run(m.exec, of_weight,
-                 {.a = d_y.memory.data(), .b = x.memory.data(), .d = d_weight.memory.data(),
+                 {.a = d_y.memory.data(),
+                  .b = x.memory.data(),
+                  .d = d_weight.memory.data(),
                   .vector = d_bias.memory.data()});
   m.exec.fence();
   d_x.expect_agreement("input gradient through GELU " + size, several);
@@ -274,15 +288,13 @@ void check_layer_norm(int rows, int width, device::Residual residual) {
   rstd.expect_agreement("its deviations", 1e-4);
 
   Numbers d_y = Numbers::random(rows, width, 4);
-  Numbers d_x = residual == device::Residual::add ? Numbers::random(rows, width, 5)
-                                                  : Numbers(rows, width);
+  Numbers d_x =
+      residual == device::Residual::add ? Numbers::random(rows, width, 5) : Numbers(rows, width);
   Numbers d_weight(1, width);
   Numbers d_bias(1, width);
-  std::vector<float> host_partial(
-      static_cast<std::size_t>(gpt::column_sum_workspace(rows, width)));
+  std::vector<float> host_partial(static_cast<std::size_t>(gpt::column_sum_workspace(rows, width)));
   gpt::layer_norm_backward<float>(m.host, d_y.matrix(), x.matrix(), mean.vector(), rstd.vector(),
-                                  weight.vector(), d_x.matrix(), d_weight.vector(),
-                                  d_bias.vector(),
+                                  weight.vector(), d_x.matrix(), d_weight.vector(), d_bias.vector(),
                                   HostVector(host_partial.data(), host_partial.size()));
   const Floats partial(1, static_cast<int>(device::layer_norm_workspace(width)));
   device::layer_norm_backward(m.exec, d_y.on_device(), x.on_device(), mean.line(), rstd.line(),
@@ -430,8 +442,7 @@ void check_attention(int batch, int positions, int heads, int head_width, bool f
                                row_dots.line());
   } else {
     device::plain_attention_backward(m.exec, m.products, heads, d_y.on_device(), qkv.on_device(),
-                                     d_qkv.on_device(), scores.on_device(),
-                                     d_scores.on_device());
+                                     d_qkv.on_device(), scores.on_device(), d_scores.on_device());
   }
   m.exec.fence();
   d_qkv.expect_agreement("gradient of " + size, several);
@@ -463,8 +474,8 @@ struct UnitOnBoth {
       const bool matrix = parameter.shape.size() == 2;
       const int rows = matrix ? static_cast<int>(parameter.shape[0]) : 1;
       const int columns = static_cast<int>(parameter.shape.back());
-      const bool is_scale = parameter.initial.kind == gpt::InitialKind::constant &&
-                            parameter.initial.spread == 1;
+      const bool is_scale =
+          parameter.initial.kind == gpt::InitialKind::constant && parameter.initial.spread == 1;
       names.push_back(parameter.name);
       arrays.push_back(random ? Numbers::random(rows, columns, ++seed, matrix ? 0.08F : 0.3F,
                                                 is_scale ? 1.0F : 0.0F)
@@ -532,8 +543,8 @@ void check_model(const gpt::GptShape& shape, int batch) {
   set_rows(x, on_device.layer(0).x);
   gpt::block_forward<float>(m.host, shape.heads, p.host<const float>(), host.layer(0),
                             host.output(0));
-  device::block_forward(machine, p.on_device<const bf16>(), on_device.layer(0),
-                        on_device.scratch(), on_device.output(0));
+  device::block_forward(machine, p.on_device<const bf16>(), on_device.layer(0), on_device.scratch(),
+                        on_device.output(0));
   m.exec.fence();
   Numbers y(rows, shape.width);
   Kokkos::deep_copy(y.matrix(), host.output(0));
@@ -563,12 +574,11 @@ void check_model(const gpt::GptShape& shape, int batch) {
   const double loss_scale = 2;
   gpt::head_forward<float>(m.host, final.host<const float>(), embedding.host<const float>().token,
                            host.head());
-  gpt::cross_entropy_forward_backward<float>(
-      m.host, host.head().logits, windows.matrix(), gpt::Scalar<const double, Host>(&loss_scale),
-      host.head().row_losses, host.losses());
-  gpt::head_backward<float>(m.host, final.host<const float>(),
-                            embedding.host<const float>().token, host.head(),
-                            d_final.host<float>(), d_embedding.host<float>().token,
+  gpt::cross_entropy_forward_backward<float>(m.host, host.head().logits, windows.matrix(),
+                                             gpt::Scalar<const double, Host>(&loss_scale),
+                                             host.head().row_losses, host.losses());
+  gpt::head_backward<float>(m.host, final.host<const float>(), embedding.host<const float>().token,
+                            host.head(), d_final.host<float>(), d_embedding.host<float>().token,
                             host.workspace());
   const Kokkos::View<double, Device::memory_space> scale("device_test");
   const Kokkos::View<double, Device::memory_space> loss("device_test");
