@@ -2,6 +2,7 @@
 #include <mics/base/error.hpp>
 #include <mics/checkpoint/commit.hpp>
 #include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/reader.hpp>
 #include <mics/checkpoint/verify.hpp>
 
@@ -22,6 +23,7 @@ struct Free {
 CommittedFile measure(SystemCalls& calls, const std::filesystem::path& path,
                       std::span<std::byte> buffer) {
   const File file(calls, path, Access::read_direct);
+  static_cast<void>(file.bytes());  // throws for what has no end
   CommittedFile found{path.filename().string(), 0, 0};
   while (true) {
     const std::int64_t bytes = file.read_some(buffer, found.bytes);
@@ -64,6 +66,12 @@ std::vector<std::string> verify(SystemCalls& calls, const std::filesystem::path&
                           in_quotes(path.string()));
   } catch (const Error& damaged) {
     return {damaged.what()};
+  }
+
+  const auto number = parse_step_name(folder.filename().string());
+  if (number && *number != commit.step) {
+    add(std::string(commit_name), "step " + std::to_string(*number),
+        "step " + std::to_string(commit.step));
   }
 
   constexpr std::size_t buffer_bytes = std::size_t{8} << 20;
