@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of checkpoints made from lib/mics/checkpoint/FORMAT.md alone. It shares nothing with mics:
-COMMIT, checksums, pieces and digests are read here; h5py reads the index of the verified manifest."""
+"""A reader of checkpoints made from lib/mics/checkpoint/FORMAT.md alone. It shares nothing with
+mics: COMMIT, checksums, pieces and digests are read here, the index of the verified manifest by
+h5py."""
 
 import io
 import json
@@ -129,7 +130,8 @@ class Checkpoint:
         for name, _, crc in self.commit.files[1:]:
             data = (self.folder / name).read_bytes()
             for at in range(0, len(data), MIB):
-                need(crc32c(data[at : at + MIB]) == next(blocks), "CRC of MiB", at // MIB, "of", name)
+                block = crc32c(data[at : at + MIB])
+                need(block == next(blocks), "CRC of MiB", at // MIB, "of", name)
             need(hexadecimal(crc32c(data)) == crc, "CRC of", name)
             pieces.append(data)
         need(next(blocks, None) is None, "blocks that no file has")

@@ -40,13 +40,13 @@ def check_tensors(folder, checkpoint):
             if path.startswith("/optimizer/"):
                 array = [path.split("/")[2]]
                 name = name.removeprefix(f"/optimizer/{array[0]}/")
-            data = next(checkpoint.tensors[a, name] for a in array if (a, name) in checkpoint.tensors)
+            array = next(a for a in array if (a, name) in checkpoint.tensors)
+            data = checkpoint.tensors[array, name]
             assert data == bits[int(offset) : int(offset) + int(length)], path
             tensor = next(t for t in checkpoint.description["tensors"] if t["name"] == name)
             assert tensor["shape"] == [int(extent) for extent in shape], path
             assert (tensor["complex"], tensor["layout"]) == (kind == "complex", layout), path
             # What others see through the view is the tensor, a column-major one transposed.
-            array = next(a for a in array if (a, name) in checkpoint.tensors)
             values = checkpoint.view(array, name)
             shown = view[()]
             shown = shown.T if layout == "left" else shown.reshape(values.shape)
@@ -67,8 +67,9 @@ def check_pieces(folder, checkpoint):
             expected.update(shards=checkpoint.commit.shards, parts=checkpoint.parts)
             for key, value in expected.items():
                 assert file.attrs[key] == value, (piece["file"], key)
-            paths = []
-            file.visititems(lambda n, o: paths.append("/" + n) if isinstance(o, h5py.Dataset) else 0)
+            objects = []
+            file.visititems(lambda name, item: objects.append((name, isinstance(item, h5py.Dataset))))
+            paths = ["/" + name for name, is_dataset in objects if is_dataset]
             datasets = checkpoint.datasets(shard, part)
             assert sorted(paths) == sorted(datasets), piece["file"]
             for path, at in zip(datasets, piece["offsets"]):
@@ -113,7 +114,7 @@ def main():
             assert blocks > 1 or len(layout) == 2
             if layout == (4, 2):
                 check_damage(folder / STEP)
-            print(f"layout {layout}: {len(checkpoint.tensors)} tensors, up to {blocks} blocks a piece")
+            print(f"layout {layout}: {len(checkpoint.tensors)} tensors, {blocks} blocks a piece")
     assert len(digests) == 2, f"the digest depends on the layout: {digests}"
 
 
