@@ -29,7 +29,6 @@ packages=(
   "libopenmpi-dev -"
   "openmpi-bin -"
   "libhdf5-dev 1.10.7"
-  "libhdf5-openmpi-dev 1.10.7" # the tests of checkpoints once more, beside parallel HDF5 files
   "hdf5-tools -"
   "libisal-dev 2.29"
   "nlohmann-json3-dev 3.10"
