@@ -18,6 +18,7 @@ struct Options {
   std::string preset;                ///< empty: zero3, or mics if a shard size is given
   int shard_size = 0;                ///< p of preset mics
   int ranks_per_node = 0;            ///< 0: nodes as they are
+  std::string directory = ".";       ///< where files are written
   std::string json;                  ///< file for the results; empty: none
   bool check = false;                ///< a missed bar makes the exit status 1
 };
@@ -37,6 +38,8 @@ struct Options {
 [[nodiscard]] int run_device(const Session& session, const Options& options);
 /// In a build with NCCL: a step without computation beside its floor.
 [[nodiscard]] int run_step(const Session& session, const Options& options);
+/// Saves, loads and stalls beside raw files and memory.
+[[nodiscard]] int run_checkpoint(const Session& session, const Options& options);
 /// In a build with CUDA: the parts of a GPT on the device of rank 0; `pairs` repetitions of each.
 [[nodiscard]] int run_gpt(const Session& session, const Options& options);
 /// Resident memory of a training run beside its plan.

@@ -27,6 +27,7 @@ struct RawDevice::State {
   State(MPI_Comm world, std::int64_t bytes)
       : exec(device::make_instance(true)),
         buffer("bench::buffer", static_cast<std::size_t>(bytes)),
+        shard("bench::shard", static_cast<std::size_t>(bytes)),
         from("bench::from", static_cast<std::size_t>(copy_bytes)),
         to("bench::to", static_cast<std::size_t>(copy_bytes)) {
     MPI_Comm_rank(world, &rank);
@@ -40,6 +41,7 @@ struct RawDevice::State {
 
   Execution exec;
   Bytes buffer;
+  Bytes shard;
   Bytes from;
   Bytes to;
   ncclComm_t comm = nullptr;
@@ -56,9 +58,8 @@ RawDevice::~RawDevice() {
 
 void RawDevice::all_gather(std::int64_t bytes) {
   const auto piece = static_cast<std::size_t>(bytes / state_->size);
-  std::byte* const data = state_->buffer.data();
-  require(ncclAllGather(data + static_cast<std::size_t>(state_->rank) * piece, data, piece / 2,
-                        ncclBfloat16, state_->comm, state_->stream()),
+  require(ncclAllGather(state_->shard.data(), state_->buffer.data(), piece / 2, ncclBfloat16,
+                        state_->comm, state_->stream()),
           "ncclAllGather");
 }
 

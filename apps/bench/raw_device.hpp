@@ -18,9 +18,9 @@ class RawDevice {
   RawDevice(const RawDevice&) = delete;
   RawDevice& operator=(const RawDevice&) = delete;
 
-  /// Enqueues one, in place. \param bytes  of the gathered buffer
+  /// Enqueues one, from memory of its own, as shards are. \param bytes  of the gathered buffer
   void all_gather(std::int64_t bytes);
-  /// \param count  elements of the whole buffer
+  /// Enqueues one, in place. \param count  elements of the whole buffer
   void reduce_scatter(std::int64_t count);
   void all_reduce(std::int64_t count);
   /// Blocks until all of them are done.

@@ -126,7 +126,7 @@ void measure_collectives(const Session& session, const Options& options, std::in
     const double bare = median(times[2 * i + 1]);
     const double share = ratio(times[2 * i + 1], times[2 * i]).median;
     const bool judged = bytes >= (std::int64_t{8} << 20);
-    results.line("  " + padded(names[i], 16) + padded_left(bytes_text(bytes), 9) + "   mics " +
+    results.line("  " + padded_left(names[i], 16) + padded(bytes_text(bytes), 9) + "   mics " +
                  padded_left(time_text(mine), 8) + rate_text(wire, mine) + "   NCCL " +
                  padded_left(time_text(bare), 8) + rate_text(wire, bare) + "   speed " +
                  number_text(share, 3) + "  " +

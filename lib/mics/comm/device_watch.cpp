@@ -180,8 +180,18 @@ std::vector<int> DeviceWatch::ask(const Late& late) {
 }
 
 std::string DeviceWatch::text(const Late& late, const std::vector<int>& asked) const {
-  std::string found = "it still runs";
-  for (const int rank : asked) found += ", " + failures_.answer_text(rank);
+  // Who is silent first, then who does something else; a message has room for a few.
+  std::string silent;
+  std::string others;
+  for (const int rank : asked) {
+    const FailureChannel::Answer* const answer = failures_.answer_of(rank);
+    if (answer == nullptr) {
+      silent += ", " + failures_.answer_text(rank);
+    } else if (answer->operation != late.operation.text()) {
+      others += ", " + failures_.answer_text(rank);
+    }
+  }
+  const std::string found = "it still runs" + silent + others;
   return format_error(
       {.object = late.operation.text() + " on rank " + std::to_string(failures_.rank()),
        .expected = "its end on the device within " + std::to_string(timeout_.count()) + " ms",

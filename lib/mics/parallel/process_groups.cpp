@@ -103,7 +103,8 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
 #endif
 
   // One group: its ranks by colour and key, the nodes they lie on, the instance it works on and
-  // its memory for conversions. A group for small exchanges takes few of a device's processors.
+  // its memory for conversions. A group for small exchanges takes few of a device's processors and
+  // has no such memory: its sums are exact, whoever adds.
   const auto transport = [&](int color, int key, std::vector<int> nodes, const auto& make_instance,
                              [[maybe_unused]] std::span<std::byte> staging, std::int64_t staged,
                              [[maybe_unused]] int max_ctas =
@@ -118,9 +119,9 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
       {
         comm::NcclCommunicator group;
         if (messages->size() > 1) group = parent->split(color, key, max_ctas);
-        return std::make_unique<comm::NcclTransport>(std::move(group), std::move(messages),
-                                                     make_instance(), context, wiring.sums,
-                                                     staging);
+        return std::make_unique<comm::NcclTransport>(
+            std::move(group), std::move(messages), make_instance(), context,
+            staging.empty() ? comm::DeviceSums::wire : wiring.sums, staging);
       }
 #endif
       case comm::TransportKind::staged:

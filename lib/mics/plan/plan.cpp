@@ -121,16 +121,23 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
                   memory_.accumulators + memory_.gather_slots + memory_.gradient_slots +
                   memory_.resident + memory_.scratch;
   if (request.memory == Memory::device) {
-    memory_.conversions = conversions_.hop1 + conversions_.between + conversions_.hop2;
     if (request.step_bytes) {
       const auto trainable = std::count_if(flat_.buffers().begin(), flat_.buffers().end(),
                                            [](const auto& buffer) { return buffer.trainable; });
       memory_.step = state::arena_bytes(
           request.step_bytes(static_cast<int>(trainable), layout.shard_size(), layout.replicas()));
     }
-    memory_.arena += memory_.conversions + memory_.step;
     // The small exchanges of a step: of its own numbers, and norms of whole tensors.
     const std::int64_t doubles = 8 * (layout.world_size() + flat_.buffer_count()) + 64;
+    if (request.transport == comm::TransportKind::nccl) {
+      const comm::Reduction numbers{
+          .source = DType::fp64, .wire = DType::fp64, .result = DType::fp64};
+      conversions_.hop2 =
+          std::max(conversions_.hop2, state::arena_bytes(comm::all_reduce_staging_bytes(
+                                          layout.replicas(), doubles, numbers, request.sums)));
+    }
+    memory_.conversions = conversions_.hop1 + conversions_.between + conversions_.hop2;
+    memory_.arena += memory_.conversions + memory_.step;
     staged_.small =
         state::arena_bytes(8 * std::max<std::int64_t>(doubles, request.norms_per_tensor * tensors));
     staged_.replica = std::max(staged_.replica, staged_.small);
@@ -276,7 +283,7 @@ bool Plan::master_is_compute(int buffer) const {
   return master_dtype(buffer) == flat_.buffer(buffer).dtype;
 }
 
-CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) const {
+CollectiveCounts Plan::count(std::span<const LeaseCall> calls, int micro_steps) const {
   CollectiveCounts counts;
   const int units = static_cast<int>(unit_needs_slot_.size());
   parallel::SlotSchedule schedule(units, request_.slots, request_.prefetch, !request_.debug);
@@ -287,13 +294,23 @@ CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) con
   };
   const auto one_pass = [&] {
     schedule.begin(parallel::Pass::training);
-    for (const UnitId unit : order) {
+    for (const auto [unit, begins] : calls) {
       if (!unit_needs_slot_[static_cast<std::size_t>(unit.value)]) continue;
-      if (schedule.acquire(unit.value).fetch) fetched(unit.value);
+      if (!begins) {
+        schedule.release(unit.value, false);
+        continue;
+      }
+      const auto acquired = schedule.acquire(unit.value);
+      if (acquired.slot < 0) {
+        raise<ArgumentError>({.object = "leases of a pass",
+                              .expected = "at most " + plural(request_.slots, "unit") + " at once",
+                              .found = "one more",
+                              .remedy = "set \"slots\" to as many as are open together"});
+      }
+      if (acquired.fetch) fetched(unit.value);
       for (auto next = schedule.next_prefetch(); next.unit >= 0; next = schedule.next_prefetch()) {
         fetched(next.unit);
       }
-      schedule.release(unit.value, false);
     }
     schedule.end();
     if (schedule.has_unconfirmed()) schedule.confirm();
@@ -316,6 +333,15 @@ CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) con
   return counts;
 }
 
+CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) const {
+  std::vector<LeaseCall> calls;
+  for (const UnitId unit : order) {
+    calls.push_back({unit});
+    calls.push_back({.unit = unit, .begins = false});
+  }
+  return count(calls, micro_steps);
+}
+
 CollectiveCounts Plan::count(int micro_steps) const {
   std::vector<UnitId> order;
   const int units = static_cast<int>(unit_needs_slot_.size());
@@ -324,7 +350,7 @@ CollectiveCounts Plan::count(int micro_steps) const {
   return count(order, micro_steps);
 }
 
-std::string Plan::text(std::span<const UnitId> order) const {
+std::string Plan::text(std::span<const LeaseCall> calls) const {
   const int p = layout_.shard_size();
   const int replicas = layout_.replicas();
   std::string out;
@@ -385,13 +411,14 @@ std::string Plan::text(std::span<const UnitId> order) const {
                ", staging " + human(memory_.staging) +
                (request_.memory == Memory::host ? "" : " of the host"));
   const CollectiveCounts counts =
-      order.empty() ? count(request_.micro_steps) : count(order, request_.micro_steps);
+      calls.empty() ? count(request_.micro_steps) : count(calls, request_.micro_steps);
   line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
                      " reduce-scatters (hop 1), " + std::to_string(counts.hop2) +
                      " replica reductions (hop 2), " + std::to_string(counts.norm) +
                      " small exchanges; " + plural(request_.micro_steps, "micro-step") +
-                     (order.empty() ? ", forward in order of declaration, backward in reverse"
-                                    : ", units in the declared order"));
+                     (calls.empty() ? ", forward in order of declaration, backward in reverse, "
+                                      "one lease at a time"
+                                    : ", leases as declared"));
   std::string transport = std::string(comm::name(request_.transport)) + ", " +
                           std::string(name(request_.memory)) + " memory";
   if (request_.transport == comm::TransportKind::nccl) {

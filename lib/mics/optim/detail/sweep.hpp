@@ -32,6 +32,7 @@ struct Piece {
   std::int64_t segment = -1;  ///< index in Slice::tensors; -1 if not by tensor
 };
 
+
 enum class Cut : std::uint8_t { runs, tensors };
 
 /// Gradients are converted to the master dtype so many at a time, in first-level cache.
