@@ -454,7 +454,8 @@ int train(const std::string& run, int shard_size, double timeout, std::int64_t s
     if (!asynchronous) say("committed", client.position(), 0);
   }
   Client last(shard_size, timeout);
-  say("final", last.load(run), last.digest());
+  const std::int64_t step = last.load(run);
+  say("final", step, last.digest());
   return 0;
 }
 
