@@ -44,7 +44,7 @@ class Run:
         words = ["checkpoint.every=1", f"checkpoint.directory={directory}", *words]
         deck = FOLDER / "deck.json"
         self.process = subprocess.Popen(
-            [launch.PROGRAM, "train", deck, *words, "training.steps=100000000"],
+            [launch.PROGRAM, "train", deck, *words, "training.steps=1000000"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
