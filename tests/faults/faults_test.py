@@ -57,11 +57,11 @@ def fault(kind, index, rank):
 class Job:
     """One launch of the client, and what its ranks reported of each fault."""
 
-    def __init__(self, shard_size, faults, words=()):
+    def __init__(self, shard_size, faults, words=(), mode=()):
         self.faults = faults
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="mics_faults_"))
         self.mark = f"mics-faults-{os.getpid()}-{self.folder.name}"
-        arguments = [CLIENT, str(self.folder), str(shard_size), str(TIMEOUT), *faults]
+        arguments = [CLIENT, *mode, str(self.folder), str(shard_size), str(TIMEOUT), *faults]
         self.command = launch.LAUNCHER + [*words, "-n", str(RANKS), *arguments]
         self.process = subprocess.Popen(
             self.command,

@@ -4,6 +4,7 @@
 #include <mics/comm/communicator.hpp>
 #include <mics/comm/device_watch.hpp>
 #include <mics/comm/failure_channel.hpp>
+#include <mics/comm/mpi_transport.hpp>
 #include <mics/comm/operation_log.hpp>
 #include <mics/comm/transport.hpp>
 #include <mics/comm/watchdog.hpp>
@@ -259,6 +260,7 @@ class EngineState {
   state::Arena arena_;
   std::unique_ptr<comm::DeviceWatch> device_watch_;  // where NCCL is used
   parallel::ProcessGroups groups_;
+  comm::MpiTransport all_;  // every rank, for checkpoints
   parallel::SlotSchedule schedule_;
 
   std::vector<Buffer> buffers_;
