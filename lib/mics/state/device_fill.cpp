@@ -27,7 +27,8 @@ template <class T>
 struct PoisonKernel {
   T* values;
   KOKKOS_FUNCTION void operator()(std::int64_t i) const {
-    values[i] = T(std::numeric_limits<float>::quiet_NaN());
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+    values[i] = T(nan);
   }
 };
 
