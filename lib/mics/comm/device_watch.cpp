@@ -148,7 +148,7 @@ void DeviceWatch::watch() {
       continue;  // the device is lost, and the thread that uses it hears the same
     }
     expired_ = true;
-    abort();
+    abort_all();
   }
 }
 
@@ -161,7 +161,7 @@ std::string DeviceWatch::async_error() const {
   return {};
 }
 
-void DeviceWatch::abort() noexcept {
+void DeviceWatch::abort_all() noexcept {
   aborted_ = true;
   const std::lock_guard members(members_mutex_);
   for (const auto& [number, member] : members_) {
@@ -202,7 +202,7 @@ std::string DeviceWatch::text(const Late& late, const std::vector<int>& asked) c
 
 void DeviceWatch::fail(const std::string& line) {
   failures_.fail(line, FailureKind::consequence);
-  abort();
+  abort_all();
   failures_.poll();  // throws
   throw CommError(line);
 }
@@ -232,7 +232,7 @@ void DeviceWatch::check() {
   try {
     failures_.poll();
   } catch (const CommError&) {
-    abort();
+    abort_all();
     throw;
   }
   if (aborted_) {

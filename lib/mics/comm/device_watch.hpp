@@ -74,7 +74,7 @@ class DeviceWatch {
   void wait(const Marker& marker);
 
   /// Ends all collectives of this rank on the device. From any thread; later calls throw.
-  void abort() noexcept;
+  void abort_all() noexcept;
   [[nodiscard]] bool aborted() const noexcept { return aborted_; }
 
   /// Operations that are not known to be finished. Local.

@@ -195,7 +195,7 @@ TEST(DeviceWatch, ReportsAnErrorOfACommunicator) {
 
 TEST(DeviceWatch, NothingIsAvailableAfterAnAbort) {
   Device device(std::chrono::seconds(60));
-  device.watch.abort();
+  device.watch.abort_all();
   device.finished = true;
 
   EXPECT_THROW(device.watch.wait({}), CommError);
