@@ -43,10 +43,11 @@ class Memory {
         "mics bench gpt",
         Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(0, count * columns),
         Fill{memory.data(), scale});
-    return {memory.data(), static_cast<std::size_t>(count), static_cast<std::size_t>(columns)};
+    return device::Rows<bf16>(memory.data(), static_cast<std::size_t>(count),
+                              static_cast<std::size_t>(columns));
   }
   device::Array<bf16> array(std::int64_t count, float scale = 1) {
-    return {rows(1, count, scale).data(), static_cast<std::size_t>(count)};
+    return device::Array<bf16>(rows(1, count, scale).data(), static_cast<std::size_t>(count));
   }
   /// A unit's parameters or gradients.
   template <class Unit>

@@ -50,9 +50,9 @@ struct Scratch {
 /// One allocation of device memory for the activations and scratch of up to `batch` samples; views
 /// of fewer samples use its first part.
 ///
-/// Bytes, with 2 an element: a layer and row have 10 C elements, recomputed one C; once a row 19 C,
-/// of which the logits share 8 C. Example: 24 layers, width 2048, 8 samples of 1024 positions,
-/// vocabulary 50304: 8.2 GiB.
+/// Bytes, with 2 an element: a layer and row have 10 C elements, recomputed one C; once a row has
+/// 12 C, of which the logits use 8 C. Example: 24 layers, width 2048, 8 samples of 1024 positions,
+/// vocabulary 50304: 7.9 GiB.
 class Activations {
  public:
   Activations(const GptShape& shape, int batch, Recompute recompute)
