@@ -26,6 +26,7 @@ struct PlanRequest {
   int states = 2;             ///< arrays of the optimizer, each as large as the master weights
   bool tensor_norms = false;  ///< the optimizer needs norms of whole tensors
   std::string optimizer = "AdamW";
+  bool forward_only = false;   ///< weights alone: nothing is trainable
   bool keep_gathered = false;  ///< gathered once a step and kept (ddp, zero2)
   bool want_two_stage = true;
   bool require_two_stage = false;
@@ -102,7 +103,8 @@ class Plan {
   /// gathered in `order`, one lease at a time, and every unit is reduced once. A model that holds
   /// two leases at once may gather more often where nothing is prefetched.
   [[nodiscard]] CollectiveCounts count(std::span<const UnitId> order, int micro_steps) const;
-  /// `count` for a forward pass in the order of declaration and a backward pass in reverse.
+  /// `count` for a forward pass in the order of declaration and a backward pass in reverse; of a
+  /// plan that is forward only, for one forward pass.
   [[nodiscard]] CollectiveCounts count(int micro_steps) const;
 
   /// The plan as text for people, several lines. \param order  of gathers in a micro-step; empty:

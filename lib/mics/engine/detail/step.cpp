@@ -187,6 +187,7 @@ void EngineState::forget_gradients() {
 
 std::shared_ptr<const StepResult> EngineState::step() {
   require_alive();
+  require_training("step");
   if (phase_ != Phase::micro_step || !last_announced_) {
     raise<StateError>({.object = "step",
                        .expected = "a micro-step opened with last = true",
