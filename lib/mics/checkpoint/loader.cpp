@@ -89,27 +89,11 @@ void require_same_digests(const comm::Communicator& world, const Checkpoint& che
       from.get(sums.at(static_cast<std::size_t>(index)).part_crcs);
     }
     const std::vector<std::uint32_t> digests = combine_digests(target, parts, sums);
-    std::size_t next = 0;
-    for (std::size_t b = 0; b < target.buffers.size(); ++b) {
-      const StoredBuffer& buffer = target.buffers[b];
-      for (std::size_t a = 0; a < buffer.arrays.size(); ++a) {
-        const bool wanted = std::any_of(targets.begin(), targets.end(), [&](const Target& to) {
-          return to.buffer == static_cast<int>(b) && to.array == static_cast<int>(a);
-        });
-        for (const StoredSegment& segment : buffer.segments) {
-          const std::uint32_t found = digests[next++];
-          if (!wanted) continue;
-          const std::string& name = target.tensor(segment.tensor).name;
-          const auto expected =
-              checkpoint.digest_of(checkpoint.find_tensor(name), buffer.arrays[a]);
-          if (!expected || *expected == found) continue;
-          raise<FormatError>({.object = buffer.arrays[a].name + " of parameter " + in_quotes(name) +
-                                        " loaded from " + in_quotes(checkpoint.folder().string()),
-                              .expected = "digest " + hex(*expected),
-                              .found = hex(found)});
-        }
-      }
-    }
+    checkpoint.require_same_digests(target, digests, [&](int buffer, int array) {
+      return std::any_of(targets.begin(), targets.end(), [&](const Target& to) {
+        return to.buffer == buffer && to.array == array;
+      });
+    });
   });
 }
 
@@ -126,6 +110,13 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
       steps = {*step};
     } else if (world.rank() == 0) {
       steps = list_steps(directory);
+      std::error_code ignored;
+      if (steps.empty() && std::filesystem::exists(directory / commit_name, ignored)) {
+        raise<FormatError>({.object = in_quotes(directory.string()),
+                            .expected = "a directory of steps",
+                            .found = "one step",
+                            .remedy = "name the directory that it is in"});
+      }
     }
   });
   auto count = static_cast<std::int64_t>(steps.size());
