@@ -117,6 +117,20 @@ void add_bench(CLI::App& app, const Session& session, Action& action) {
                    "Bytes of training state a rank, slots apart"},
                   bench::run_memory, {384 * mib});
   add_engine_options(memory);
+
+  const Command checkpoint =
+      add_command(*bench, session, action,
+                  {"checkpoint", "Saves and loads beside raw files, stalls beside copies in memory",
+                   "Bytes of the state of all ranks"},
+                  bench::run_checkpoint, {1024 * mib});
+  checkpoint.options->pairs = 11;
+  add_pairs(checkpoint);
+  add_engine_options(checkpoint);
+  checkpoint.app
+      ->add_option("--directory", checkpoint.options->directory,
+                   "On the disk to measure; a folder in it is used and removed")
+      ->check(CLI::ExistingDirectory)
+      ->capture_default_str();
 }
 
 }  // namespace mics::apps

@@ -6,7 +6,8 @@
 
 namespace mics::apps {
 
-/// Adds `bench collectives|optimizer|memory`, which sets `action` when one is chosen.
+/// Adds `bench collectives|optimizer|checks|memory|checkpoint`, which sets `action` when one is
+/// chosen.
 void add_bench(CLI::App& app, const Session& session, Action& action);
 
 }  // namespace mics::apps

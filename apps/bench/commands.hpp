@@ -18,6 +18,7 @@ struct Options {
   std::string preset;                ///< empty: zero3, or mics if a shard size is given
   int shard_size = 0;                ///< p of preset mics
   int ranks_per_node = 0;            ///< 0: nodes as they are
+  std::string directory = ".";       ///< where files are written
   std::string json;                  ///< file for the results; empty: none
   bool check = false;                ///< a missed bar makes the exit status 1
 };
@@ -33,6 +34,8 @@ struct Options {
 [[nodiscard]] int run_optimizer(const Session& session, const Options& options);
 /// The time that a step spends on comparing ranks beside the whole step.
 [[nodiscard]] int run_checks(const Session& session, const Options& options);
+/// Saves, loads and stalls beside raw files and memory.
+[[nodiscard]] int run_checkpoint(const Session& session, const Options& options);
 /// Resident memory of a training run beside its plan.
 [[nodiscard]] int run_memory(const Session& session, const Options& options);
 

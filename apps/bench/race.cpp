@@ -7,10 +7,6 @@
 namespace mics::apps::bench {
 namespace {
 
-// The first pass of an engine is recorded and the second is the first to follow it; MPI opens its
-// connections in the first call.
-constexpr int warm_up_rounds = 3;
-
 // Quantile of sorted values, between its two neighbours.
 double quantile(const std::vector<double>& sorted, double q) {
   const double position = q * static_cast<double>(sorted.size() - 1);
@@ -21,12 +17,11 @@ double quantile(const std::vector<double>& sorted, double q) {
 
 }  // namespace
 
-Times race(MPI_Comm comm, std::span<const Runner> runners, int rounds) {
+Times race(MPI_Comm comm, std::span<const Runner> runners, int rounds, int warm_ups) {
   Times times(runners.size());
-  for (int round = -warm_up_rounds; round < rounds; ++round) {
+  for (int round = -warm_ups; round < rounds; ++round) {
     for (std::size_t i = 0; i < runners.size(); ++i) {
-      const std::size_t turn =
-          (i + static_cast<std::size_t>(round + warm_up_rounds)) % runners.size();
+      const std::size_t turn = (i + static_cast<std::size_t>(round + warm_ups)) % runners.size();
       const Runner& runner = runners[turn];
       if (runner.prepare) runner.prepare();
       MPI_Barrier(comm);

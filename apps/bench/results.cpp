@@ -25,10 +25,10 @@ void Results::record(nlohmann::json fields) {
   records_.write(fields);
 }
 
-std::string Results::judge(bool met, double bar) {
+std::string Results::judge(bool met, double bar, int digits) {
   ++bars_;
   if (!met) ++missed_;
-  return "bar " + number_text(bar, 2) + (met ? " met" : " MISSED");
+  return "bar " + number_text(bar, digits) + (met ? " met" : " MISSED");
 }
 
 int Results::finish(bool check) const {

@@ -22,7 +22,7 @@ class Results {
   void record(nlohmann::json fields);
 
   /// What the table shows of `measured` beside `bar`: `bar 0.95 met`, `bar 0.95 MISSED`.
-  std::string judge(bool met, double bar);
+  std::string judge(bool met, double bar, int digits = 2);
 
   /// Tells the outcome of all bars; the exit status.
   [[nodiscard]] int finish(bool check) const;

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/detail/file_buffer.hpp>
 #include <mics/checkpoint/detail/piece.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/reader.hpp>
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <future>
 #include <map>
-#include <new>
 #include <unordered_map>
 
 namespace mics::checkpoint {
@@ -50,12 +49,15 @@ struct Item {
   DType stored = DType::fp32;
   DType wanted = DType::fp32;
   std::byte* data = nullptr;
+  std::size_t target = 0;            // index
+  Interval range;                    // scalars of the target's buffer
+  std::uint32_t crc = 0;             // of what is in memory, where the dtype is kept
   std::int64_t done = 0;             // scalars converted
   std::array<std::byte, 8> carry{};  // of a scalar that two chunks share
   std::int64_t carried = 0;
 
   [[nodiscard]] std::int64_t bytes() const { return count * bytes_of(stored); }
-  [[nodiscard]] Interval range() const { return {offset, bytes()}; }
+  [[nodiscard]] Interval in_file() const { return {offset, bytes()}; }
 };
 
 void convert(const std::byte* from, DType stored, std::byte* to, DType wanted, std::int64_t count) {
@@ -74,14 +76,17 @@ void convert(const std::byte* from, DType stored, std::byte* to, DType wanted, s
   });
 }
 
-// Takes the bytes of `item` that lie in `chunk`, which begins at `offset` of the file.
+// Takes the bytes of `item` that lie in `chunk`, which begins at `offset` of the file. What is
+// summed is the memory that was written, while the processor's caches hold it.
 void take(Item& item, std::span<const std::byte> chunk, std::int64_t offset) {
-  const Interval part = intersection(item.range(), {offset, std::ssize(chunk)});
+  const Interval part = intersection(item.in_file(), {offset, std::ssize(chunk)});
   if (part.empty()) return;
   const std::byte* from = chunk.data() + (part.offset - offset);
   if (item.stored == item.wanted) {
-    std::memcpy(item.data + (part.offset - item.offset), from,
-                static_cast<std::size_t>(part.length));
+    std::byte* const to = item.data + (part.offset - item.offset);
+    const auto bytes = static_cast<std::size_t>(part.length);
+    std::memcpy(to, from, bytes);
+    item.crc = crc32c({to, bytes}, item.crc);
     return;
   }
   // Chunks come in order. A scalar at the border of two is put together first.
@@ -191,7 +196,9 @@ class PieceReader {
         file_(calls, folder / piece.file, Access::read_direct),
         memory_(memory) {}
 
-  std::int64_t run(std::span<Item> items) {
+  // Calls `taken` with each item that is complete.
+  template <class Taken>
+  std::int64_t run(std::span<Item> items, Taken&& taken) {
     std::sort(items.begin(), items.end(),
               [](const Item& a, const Item& b) { return a.offset < b.offset; });
     const std::vector<Interval> chunks = chunks_of(items);
@@ -211,7 +218,7 @@ class PieceReader {
       }
       if (i > 0) {
         if (pending.valid()) pending.get();
-        use(chunks[i - 1], (i - 1) % 2, items, first);
+        use(chunks[i - 1], (i - 1) % 2, items, first, taken);
         bytes += chunks[i - 1].length;
       }
       pending = std::move(next);
@@ -224,7 +231,7 @@ class PieceReader {
     std::vector<Interval> chunks;
     for (const Item& item : items) {
       std::int64_t begin = item.offset / block_bytes * block_bytes;
-      const std::int64_t end = std::min(round_up(item.range().end(), block_bytes), piece_.bytes);
+      const std::int64_t end = std::min(round_up(item.in_file().end(), block_bytes), piece_.bytes);
       if (!chunks.empty()) begin = std::max(begin, chunks.back().end());
       while (begin < end) {
         if (chunks.empty() || chunks.back().end() != begin || chunks.back().length == chunk_bytes) {
@@ -259,22 +266,28 @@ class PieceReader {
     }
   }
 
-  void use(const Interval& chunk, std::size_t turn, std::span<Item> items, std::size_t& first) {
+  template <class Taken>
+  void use(const Interval& chunk, std::size_t turn, std::span<Item> items, std::size_t& first,
+           Taken& taken) {
     const std::span<const std::byte> bytes = buffer(turn, chunk.length);
     for (std::int64_t at = 0; at < chunk.length; at += block_bytes) {
-      const auto block = static_cast<std::size_t>((chunk.offset + at) / block_bytes);
-      const std::uint32_t crc =
-          crc32c(bytes.subspan(static_cast<std::size_t>(at),
-                               static_cast<std::size_t>(std::min(block_bytes, chunk.length - at))));
-      if (crc == crcs_[block]) continue;
-      raise<FormatError>({.object = "MiB " + std::to_string(block) + " of " + piece_.file,
-                          .expected = "CRC-32C " + hex(crcs_[block]),
-                          .found = hex(crc),
-                          .remedy = "the file is damaged or another's"});
-    }
-    while (first < items.size() && items[first].range().end() <= chunk.offset) ++first;
-    for (std::size_t i = first; i < items.size() && items[i].offset < chunk.end(); ++i) {
-      take(items[i], bytes, chunk.offset);
+      const Interval here{chunk.offset + at, std::min(block_bytes, chunk.length - at)};
+      const auto index = static_cast<std::size_t>(here.offset / block_bytes);
+      const std::span<const std::byte> block =
+          bytes.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(here.length));
+      const std::uint32_t crc = crc32c(block);
+      if (crc != crcs_[index]) {
+        raise<FormatError>({.object = "MiB " + std::to_string(index) + " of " + piece_.file,
+                            .expected = "CRC-32C " + hex(crcs_[index]),
+                            .found = hex(crc),
+                            .remedy = "the file is damaged or another's"});
+      }
+      while (first < items.size() && items[first].in_file().end() <= here.offset) ++first;
+      for (std::size_t i = first; i < items.size() && items[i].offset < here.end(); ++i) {
+        const std::int64_t end = items[i].in_file().end();
+        take(items[i], block, here.offset);
+        if (end > here.offset && end <= here.end()) taken(items[i]);
+      }
     }
   }
 
@@ -493,10 +506,13 @@ std::int64_t Checkpoint::require_same_digests(
   return compared;
 }
 
-ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> targets) const {
+ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> targets,
+                           const Filled& filled) const {
   Locations locations(contents_->description);
-  std::map<int, std::vector<Item>> items;  // of each piece
-  for (const Target& to : targets) {
+  std::map<int, std::vector<Item>> items;             // of each piece
+  std::vector<std::int64_t> missing(targets.size());  // items of each target
+  for (std::size_t t = 0; t < targets.size(); ++t) {
+    const Target& to = targets[t];
     const StoredBuffer& buffer = target.buffer(to.buffer);
     const StoredArray& array = buffer.arrays[static_cast<std::size_t>(to.array)];
     const std::int64_t width = bytes_of(array.dtype);
@@ -534,31 +550,38 @@ ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> ta
       locations.find(from_buffer, static_cast<int>(same - from.arrays.begin()),
                      {part.range.offset + shift, part.range.length},
                      [&](int piece, std::int64_t offset, const Interval& range) {
-                       Item item{
-                           .offset = offset,
-                           .count = range.length,
-                           .stored = same->dtype,
-                           .wanted = array.dtype,
-                           .data = to.data + (range.offset - shift - to.range.offset) * width};
+                       Item item{.offset = offset,
+                                 .count = range.length,
+                                 .stored = same->dtype,
+                                 .wanted = array.dtype,
+                                 .data = to.data + (range.offset - shift - to.range.offset) * width,
+                                 .target = t,
+                                 .range = {range.offset - shift, range.length}};
                        items[piece].push_back(item);
+                       ++missing[t];
                      });
     }
     clear(end, to.range.end());
   }
 
   ReadCount count;
+  for (std::size_t t = 0; filled && t < targets.size(); ++t) {
+    if (missing[t] == 0) filled(t);
+  }
   if (items.empty()) return count;
-  struct Free {
-    void operator()(std::byte* memory) const { std::free(memory); }
+  const auto taken = [&](const Item& item) {
+    const Target& to = targets[item.target];
+    if (item.stored == item.wanted) {
+      count.sums.push_back({to.buffer, to.array, item.range, item.crc});
+    }
+    if (--missing[item.target] == 0 && filled) filled(item.target);
   };
-  const std::unique_ptr<std::byte, Free> memory(static_cast<std::byte*>(std::aligned_alloc(
-      static_cast<std::size_t>(direct_alignment), static_cast<std::size_t>(2 * chunk_bytes))));
-  if (!memory) throw std::bad_alloc();
+  const detail::FileBuffer memory = detail::make_file_buffer(2 * chunk_bytes);
   for (auto& [piece, of_piece] : items) {
     const auto i = static_cast<std::size_t>(piece);
     PieceReader reader(*calls_, folder_, contents_->description.pieces[i], contents_->block_crcs[i],
                        memory.get());
-    count.bytes += reader.run(of_piece);
+    count.bytes += reader.run(of_piece, taken);
     ++count.files;
   }
   return count;

@@ -22,11 +22,24 @@
 
 namespace mics::checkpoint {
 
-/// What was read, to see that it was no more than needed.
+/// Scalars of one array as they lie in memory after a read.
+struct ReadSum {
+  int buffer = -1;
+  int array = -1;
+  layout::Interval range;  ///< scalars of the buffer
+  std::uint32_t crc = 0;   ///< of their bytes
+};
+
+/// What was read, to see that it was no more than needed and that it is where it belongs.
 struct ReadCount {
   std::int64_t bytes = 0;  ///< from pieces
   std::int64_t files = 0;  ///< pieces opened
+  /// Of all scalars that kept their dtype, without gaps and overlaps; in no order.
+  std::vector<ReadSum> sums;
 };
+
+/// Called for each target, by its index, when all of its memory is filled.
+using Filled = std::function<void(std::size_t target)>;
 
 /// One committed step, opened: what it holds is known and verified, elements are read on demand.
 /// All functions are local. libhdf5 sees verified bytes in memory only.
@@ -87,9 +100,11 @@ class Checkpoint {
   /// where the layout is the same, this rank's own pieces only.
   /// \param target   describes the memory: buffers, segments, arrays with their dtypes
   /// \param targets  what to fill
+  /// \param filled   on the caller's thread; what it throws ends the read
   /// \throws FormatError naming the file and block that is damaged, or the array that is not there;
   ///         IoError. The memory's contents are then undefined
-  ReadCount read(const StoredState& target, std::span<const Target> targets) const;
+  ReadCount read(const StoredState& target, std::span<const Target> targets,
+                 const Filled& filled = {}) const;
 
  private:
   Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit commit,

@@ -136,7 +136,7 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
         const std::int64_t bytes = writer_->payload_bytes();
         if (bytes > staged_bytes_) {
           staged_.reset();
-          staged_ = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
+          staged_ = detail::make_file_buffer(bytes);
           staged_bytes_ = bytes;
         }
         writer_->stage(sources, {staged_.get(), static_cast<std::size_t>(bytes)});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mics/base/log.hpp>
+#include <mics/checkpoint/detail/file_buffer.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/stored_state.hpp>
 #include <mics/checkpoint/writer.hpp>
@@ -116,7 +117,7 @@ class Saver {
   int tau_ = 0;
   std::optional<PieceWriter> writer_;
   std::optional<StepWriter> step_writer_;  // rank 0
-  std::unique_ptr<std::byte[]> staged_;
+  detail::FileBuffer staged_;
   std::int64_t staged_bytes_ = 0;
   std::vector<PieceSums> sums_;  // rank 0
   std::future<PieceSums> written_;

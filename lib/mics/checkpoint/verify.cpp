@@ -2,21 +2,15 @@
 #include <mics/base/error.hpp>
 #include <mics/checkpoint/commit.hpp>
 #include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/detail/file_buffer.hpp>
 #include <mics/checkpoint/reader.hpp>
 #include <mics/checkpoint/verify.hpp>
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <system_error>
 
 namespace mics::checkpoint {
 namespace {
-
-struct Free {
-  void operator()(std::byte* memory) const { std::free(memory); }
-};
 
 // Size and CRC of a file as it is.
 CommittedFile measure(SystemCalls& calls, const std::filesystem::path& path,
@@ -67,9 +61,7 @@ std::vector<std::string> verify(SystemCalls& calls, const std::filesystem::path&
   }
 
   constexpr std::size_t buffer_bytes = std::size_t{8} << 20;
-  const std::unique_ptr<std::byte, Free> memory(static_cast<std::byte*>(
-      std::aligned_alloc(static_cast<std::size_t>(direct_alignment), buffer_bytes)));
-  if (!memory) throw std::bad_alloc();
+  const detail::FileBuffer memory = detail::make_file_buffer(buffer_bytes);
   for (const CommittedFile& expected : commit.files) {
     if (!is_present(expected.name)) {
       add(expected.name, described(expected), "no such file");

@@ -2,17 +2,15 @@
 #include <mics/base/error.hpp>
 #include <mics/base/version.hpp>
 #include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/detail/file_buffer.hpp>
 #include <mics/checkpoint/writer.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <future>
-#include <memory>
-#include <new>
 #include <random>
 
 namespace mics::checkpoint {
@@ -209,27 +207,19 @@ PieceSums PieceWriter::write(SystemCalls& calls, const std::filesystem::path& fo
 
   File file(calls, folder / piece_.file, Access::write_direct);
   const std::int64_t padded = round_up(piece_.bytes, direct_alignment);
+  sums.direct = file.direct();
   file.reserve(padded);
 
   const std::int64_t size = std::min(chunk_bytes, padded);
-  struct Free {
-    void operator()(std::byte* memory) const { std::free(memory); }
-  };
-  const auto allocate = [&] {
-    auto* const memory = static_cast<std::byte*>(std::aligned_alloc(
-        static_cast<std::size_t>(direct_alignment), static_cast<std::size_t>(size)));
-    if (memory == nullptr) throw std::bad_alloc();
-    return std::unique_ptr<std::byte, Free>(memory);
-  };
   // One buffer is written while the other is filled. A future waits for its write when it goes,
   // before the buffers do.
-  std::array<std::unique_ptr<std::byte, Free>, 2> buffers;
+  std::array<detail::FileBuffer, 2> buffers;
   std::array<std::future<void>, 2> writes;
   std::size_t next = 0;
   std::size_t turn = 0;
   for (std::int64_t offset = 0; offset < piece_.bytes; offset += size, turn ^= 1) {
     if (writes[turn].valid()) writes[turn].get();
-    if (!buffers[turn]) buffers[turn] = allocate();
+    if (!buffers[turn]) buffers[turn] = detail::make_file_buffer(size);
     const std::int64_t bytes = std::min(size, piece_.bytes - offset);
     const std::int64_t written = file.direct() ? round_up(bytes, direct_alignment) : bytes;
     const std::span<std::byte> chunk(buffers[turn].get(), static_cast<std::size_t>(written));

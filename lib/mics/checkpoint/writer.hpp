@@ -39,6 +39,7 @@ struct PieceSize {
 /// What is known of a piece only when its bytes have been put together.
 struct PieceSums {
   std::uint32_t crc = 0;                  ///< of the file
+  bool direct = false;                    ///< written past the page cache
   std::vector<std::uint32_t> block_crcs;  ///< of each MiB
   std::vector<std::uint32_t> part_crcs;   ///< of each tensor's part, in the order of the contents
   friend bool operator==(const PieceSums&, const PieceSums&) = default;
