@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -52,16 +53,21 @@ void expect_values(const Checkpoint& checkpoint, const Placement& placement) {
 // comes from another place.
 TEST(Reshard, IsWhatTheRanksOfTheNewGridWouldHaveSaved) {
   const ScratchFolder scratch;
-  const std::vector<Placement> placements{{1, 1}, {2, 1},       {2, 2},       {3, 3},
-                                          {4, 2}, {4, 2, true}, {5, 1, true}, {8, 4}};
+  const std::vector<Placement> placements{{1, 1}, {3, 3}, {4, 2}, {4, 2, true}, {8, 4}};
+  std::vector<std::unique_ptr<Saved>> natives;
   int number = 0;
-  for (const Placement& from : placements) {
-    const Saved saved(scratch.path() / std::to_string(++number), from);
-    const Checkpoint checkpoint = Checkpoint::open(SystemCalls::native(), saved.folder);
-    for (const Placement& to : placements) {
+  for (const Placement& placement : placements) {
+    natives.push_back(
+        std::make_unique<Saved>(scratch.path() / std::to_string(++number), placement));
+  }
+  for (std::size_t f = 0; f < placements.size(); ++f) {
+    const Placement& from = placements[f];
+    const Checkpoint checkpoint = Checkpoint::open(SystemCalls::native(), natives[f]->folder);
+    for (std::size_t t = 0; t < placements.size(); ++t) {
+      const Placement& to = placements[t];
+      const Saved& native = *natives[t];
       SCOPED_TRACE(std::to_string(from.world) + '/' + std::to_string(from.shard) + " to " +
                    std::to_string(to.world) + '/' + std::to_string(to.shard));
-      const Saved native(scratch.path() / std::to_string(++number), to);
       const Resharded result = rewrite(
           checkpoint, scratch.path() / std::to_string(++number),
           {.grid = native.state.grid, .size = {.min_bytes = 0}, .window_bytes = 1000 + number});
