@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Engines that save, and others, of other sizes, presets and dtypes, that go on from there.
+#include "first_ranks.hpp"
 #include "layouts.hpp"
-#include "shared_folder.hpp"
 #include "toy.hpp"
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/file_system.hpp>
 #include <mics/checkpoint/reader.hpp>
 #include <mics/mics.hpp>
+#include <support/shared_folder.hpp>
 
 #include <gtest/gtest.h>
 #include <mpi.h>

@@ -2,10 +2,10 @@
 // Engines that hold weights alone, filled from the checkpoints of engines that train.
 #include "elements.hpp"
 #include "layouts.hpp"
-#include "shared_folder.hpp"
 #include "toy.hpp"
 #include <mics/mics.hpp>
 #include <mics/state/arena.hpp>
+#include <support/shared_folder.hpp>
 
 #include <gtest/gtest.h>
 

@@ -2,14 +2,15 @@
 // Every (W, p) and preset goes on from what every other saved. A sample of the pairs, unless
 // MICS_EXHAUSTIVE is set.
 #include "dense_reference.hpp"
+#include "first_ranks.hpp"
 #include "layouts.hpp"
-#include "shared_folder.hpp"
 #include "small_net.hpp"
 #include "toy.hpp"
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/file_system.hpp>
 #include <mics/checkpoint/reader.hpp>
 #include <mics/mics.hpp>
+#include <support/shared_folder.hpp>
 
 #include <gtest/gtest.h>
 #include <mpi.h>

@@ -2,12 +2,12 @@
 // What saving, loading and rewriting take beside a state of hundreds of MB, and how often its bytes
 // are read.
 #include "layouts.hpp"
-#include "shared_folder.hpp"
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/file_system.hpp>
 #include <mics/checkpoint/reader.hpp>
 #include <mics/checkpoint/reshard.hpp>
 #include <mics/mics.hpp>
+#include <support/shared_folder.hpp>
 
 #include <gtest/gtest.h>
 #include <mpi.h>
