@@ -2,11 +2,14 @@
 #include <mics/base/error.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/reader.hpp>
+#include <mics/checkpoint/reshard.hpp>
 #include <mics/checkpoint/verify.hpp>
+#include <mics/layout/group_layout.hpp>
 
 #include <checkpoint/checkpoint.hpp>
 #include <checkpoint/export.hpp>
 
+#include <algorithm>
 #include <functional>
 #include <iostream>
 #include <map>
@@ -32,6 +35,10 @@ struct Options {
   std::string format = "safetensors";
   std::string array = "weights";
   std::string output;
+  int ranks = 0;       // as many as saved it
+  std::string preset;  // the shard size says it
+  int shard_size = 0;
+  std::string compute_dtype;  // as it was
 };
 
 // The folder of a step that `path` means: itself, or the step asked for, or the newest.
@@ -199,6 +206,66 @@ int export_step(const Options& options) {
   return 0;
 }
 
+// The ranks that a checkpoint is rewritten for.
+StoredGrid new_grid(const StoredGrid& old, const Options& options) {
+  const int ranks = options.ranks > 0 ? options.ranks : old.world_size;
+  const bool named = !options.preset.empty();
+  const bool in_groups = !named || options.preset == "mics" || options.preset == "hfsdp";
+  int shard = options.preset == "zero2" || options.preset == "zero3" ? ranks : 1;
+  if (in_groups) shard = options.shard_size > 0 ? options.shard_size : named ? 0 : old.shard_size;
+  if (!in_groups && options.shard_size > 0 && options.shard_size != shard) {
+    raise<ConfigError>({.object = "--shard-size",
+                        .expected = std::to_string(shard) + ", which is preset " + options.preset,
+                        .found = std::to_string(options.shard_size)});
+  }
+  if (shard < 1 || ranks % shard != 0) {
+    std::string fitting;
+    for (const int p : layout::shard_sizes_that_fit(ranks)) {
+      fitting += (fitting.empty() ? "" : ", ") + std::to_string(p);
+    }
+    raise<ConfigError>(
+        {.object = "--shard-size",
+         .expected = "one that divides " + std::to_string(ranks) + " ranks: " + fitting,
+         .found = shard < 1 ? "none" : std::to_string(shard)});
+  }
+  const bool over_world = options.preset.empty()
+                              ? old.slices > 1
+                              : options.preset == "zero1" || options.preset == "hfsdp";
+  return {.world_size = ranks,
+          .shard_size = shard,
+          .slices = over_world ? ranks / shard : 1,
+          .ranks_per_node = std::min(old.ranks_per_node, ranks)};
+}
+
+int reshard_step(const Options& options) {
+  const Checkpoint from = open_checkpoint(options.directory, options.step);
+  std::error_code error;
+  if (std::filesystem::equivalent(from.folder().parent_path(), options.output, error)) {
+    raise<ConfigError>({.object = in_quotes(options.output),
+                        .expected = "another directory than that of the step",
+                        .found = "the same"});
+  }
+  Reshaping reshaping{.grid = new_grid(from.state().grid, options)};
+  if (!options.compute_dtype.empty()) {
+    reshaping.compute = parse_dtype(options.compute_dtype, "--compute-dtype");
+  }
+  DirectoryWriter to(SystemCalls::native(), options.output, warn);
+  const Resharded result = reshard(SystemCalls::native(), from, to, reshaping);
+  const StoredGrid& old = from.state().grid;
+  const auto grid = [](const StoredGrid& g) {
+    return std::to_string(g.world_size) + " ranks, shard size " + std::to_string(g.shard_size);
+  };
+  std::cout << result.folder.string() << ": from " << grid(old) << " to " << grid(reshaping.grid)
+            << ", " << result.commit.files.size() << " files\ndigest " << hex(result.commit.digest);
+  if (result.converted == 0) {
+    std::cout << ", as before\n";
+  } else {
+    std::cout << "; " << result.converted
+              << " arrays of tensors are in another dtype, the others as before\n";
+  }
+  return 0;
+}
+
 }  // namespace
 
 void add_checkpoint(CLI::App& app, const Session& session, Action& action) {
@@ -236,6 +303,20 @@ void add_checkpoint(CLI::App& app, const Session& session, Action& action) {
       ->check(CLI::PositiveNumber);
   command->add_option("--keep-every", options->keep_every, "Multiples of this stay as well")
       ->check(CLI::PositiveNumber);
+
+  command = add("reshard", "Rewrites a step as other ranks would have saved it", reshard_step);
+  add_step(command);
+  command->add_option("TO", options->output, "Folder of checkpoints for the new one")->required();
+  command->add_option("--ranks", options->ranks, "World size [as it was]")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--preset", options->preset, "Placement [what the shard size says]")
+      ->check(CLI::IsMember({"ddp", "zero1", "zero2", "zero3", "mics", "hfsdp"}));
+  command->add_option("--shard-size", options->shard_size, "Ranks of a shard group [as it was]")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--compute-dtype", options->compute_dtype,
+                   "Of parameters that declare none [as it was]")
+      ->check(CLI::IsMember({"fp64", "fp32", "bf16", "fp16"}));
 
   command = add("export", "Writes the tensors of a step into one file", export_step);
   add_step(command);

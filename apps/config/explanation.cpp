@@ -85,6 +85,7 @@ std::string placement(const Config& config) {
                                                    : std::to_string(config.shard_size) + " ranks") +
             " a shard group";
   }
+  if (config.forward_only) text += ", forward only";
   if (config.preset == Preset::ddp) return text;
   text += config.two_stage == Switch::on    ? ", two stages"
           : config.two_stage == Switch::off ? ", one stage"

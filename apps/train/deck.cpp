@@ -229,6 +229,11 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides,
                         .found = std::string(name(*deck.engine.gradient)),
                         .remedy = "leave it out; accumulators have fp32 all the same"});
   }
+  if (deck.engine.forward_only) {
+    raise<ConfigError>({.object = deck.engine.source + "mics.forward_only",
+                        .expected = "false for a run that trains",
+                        .found = "true"});
+  }
   // The head reads the tied embedding and the final norm at once.
   if (deck.engine.slots < gpt::Gpt::slots_needed) {
     raise<ConfigError>(

@@ -81,6 +81,7 @@ struct Arguments {
   std::string deepspeed;
   std::vector<std::string> overrides;
   bool resume = false;
+  std::optional<std::int64_t> step = {};  // of the checkpoint; none: the newest
 };
 
 // Everything that a run reads, the same on every rank.
@@ -141,7 +142,7 @@ Inputs read_inputs(const Session& session, const Arguments& arguments) {
 // One training run on one engine.
 class Trainer {
  public:
-  Trainer(const Session& session, const Inputs& inputs, bool resume)
+  Trainer(const Session& session, const Inputs& inputs, const Arguments& arguments)
       : session_(session),
         deck_(inputs.deck),
         batch_(inputs.batch),
@@ -151,7 +152,7 @@ class Trainer {
         engine_(session.world(), model_, deck_.engine, {},
                 [this](LogLevel level, std::string_view text) { hear(level, text); }),
         metrics_(session.is_root() ? deck_.metrics : std::string(),
-                 resume ? report::MetricsMode::append : report::MetricsMode::replace,
+                 arguments.resume ? report::MetricsMode::append : report::MetricsMode::replace,
                  [this](const std::string& line) { say("note: " + line); }) {
     // One rank may be short of memory; then all of them end here.
     comm::agree(comm::Communicator::duplicate(session.world()), [&] {
@@ -176,7 +177,7 @@ class Trainer {
       engine_.set_learning_rates(learning_rates(deck_));
     }
     engine_.declare_order(gpt::training_order(ids_));
-    if (resume) load();
+    if (arguments.resume) load(arguments.step);
   }
 
   [[nodiscard]] Engine& engine() { return engine_; }
@@ -238,41 +239,62 @@ class Trainer {
     return mics::device::separate && engine_.plan().request().memory == Memory::device;
   }
 
-  // Goes on where the newest checkpoint ends, with the same order of the data.
-  void load() {
+  // Goes on where a checkpoint ends, with the same order of the data.
+  void load(std::optional<std::int64_t> step) {
     if (deck_.checkpoint_directory.empty()) {
       raise<ConfigError>(
           {.object = "--resume", .expected = "checkpoint.directory in the deck", .found = "none"});
     }
-    const auto loaded = engine_.load(deck_.checkpoint_directory);
+    const auto loaded = engine_.load(deck_.checkpoint_directory, {.step = step});
     if (!loaded) {
       say_once("note: no checkpoint in " + deck_.checkpoint_directory + " yet: a new run");
       return;
     }
-    const auto blob = loaded->blobs.find(position_blob);
-    if (blob == loaded->blobs.end() || blob->second.size() != sizeof(first_step_)) {
+    const std::optional<std::int64_t> position = number_of(loaded->blobs, position_blob);
+    if (!position) {
       raise<FormatError>({.object = deck_.checkpoint_directory,
                           .expected = "a checkpoint of mics train",
                           .found = "one without the position in the data"});
     }
-    std::memcpy(&first_step_, blob->second.data(), sizeof(first_step_));
+    const std::optional<std::int64_t> batch = number_of(loaded->blobs, batch_blob);
+    if (batch && *batch != batch_.global) {
+      raise<ConfigError>({.object = deck_.engine.source + "train_batch_size",
+                          .expected = std::to_string(*batch) + " samples of all ranks, as before",
+                          .found = std::to_string(batch_.global) + " on " +
+                                   std::to_string(session_.size()) + " ranks",
+                          .remedy = "give train_batch_size " + std::to_string(*batch) +
+                                    " and no size a rank: other samples would come in each step"});
+    }
+    first_step_ = *position;
     say_once("resumed after step " + std::to_string(first_step_) + " from " +
              deck_.checkpoint_directory);
   }
 
   void save(std::int64_t steps_done, bool asynchronous) {
-    std::vector<std::byte> position(sizeof(steps_done));
-    std::memcpy(position.data(), &steps_done, sizeof(steps_done));
     try {
       // The one before is still under way if disks are slow: it is not given up.
       follow_save(engine_.wait_for_save());
       engine_.save(deck_.checkpoint_directory, {.retention = deck_.retention,
                                                 .asynchronous = asynchronous,
-                                                .blobs = {{position_blob, std::move(position)}}});
+                                                .blobs = {{position_blob, bytes_of(steps_done)},
+                                                          {batch_blob, bytes_of(batch_.global)}}});
     } catch (const IoError& error) {
       if (deck_.stop_on_checkpoint_error) throw;
       say_once("warning: step " + std::to_string(steps_done) + " is not saved: " + error.what());
     }
+  }
+
+  static std::vector<std::byte> bytes_of(std::int64_t number) {
+    std::vector<std::byte> bytes(sizeof(number));
+    std::memcpy(bytes.data(), &number, sizeof(number));
+    return bytes;
+  }
+  static std::optional<std::int64_t> number_of(const Blobs& blobs, const char* name) {
+    const auto blob = blobs.find(name);
+    std::int64_t number = 0;
+    if (blob == blobs.end() || blob->second.size() != sizeof(number)) return {};
+    std::memcpy(&number, blob->second.data(), sizeof(number));
+    return number;
   }
 
   void follow_save(const checkpoint::SaveProgress& progress) {
@@ -529,6 +551,8 @@ class Trainer {
 
   // Steps of the deck that are done, which the data's order follows; skipped ones count.
   static constexpr const char* position_blob = "mics_train_position";
+  // Samples of a step, which the order follows too.
+  static constexpr const char* batch_blob = "mics_train_batch";
   std::int64_t first_step_ = 0;
 
   const Session& session_;
@@ -561,7 +585,7 @@ int train(const Session& session, const Arguments& arguments) {
   try {
     last_words.emplace(session.world());
     inputs.emplace(read_inputs(session, arguments));
-    trainer.emplace(session, *inputs, arguments.resume);
+    trainer.emplace(session, *inputs, arguments);
   } catch (const std::exception& error) {
     if (session.is_root()) tell(error);
     return 1;
@@ -596,8 +620,13 @@ void add_train(CLI::App& app, const Session& session, Action& action) {
   command->add_option("deck", arguments->deck, "JSON file with comments")->required();
   command->add_option("--deepspeed", arguments->deepspeed,
                       "DeepSpeed's JSON in place of the deck's engine section");
-  command->add_flag("--resume", arguments->resume,
-                    "Go on from the newest checkpoint in checkpoint.directory, if there is one");
+  CLI::Option* const resume = command->add_flag(
+      "--resume", arguments->resume,
+      "Go on from the newest checkpoint in checkpoint.directory, if there is one");
+  command
+      ->add_option("--step", arguments->step, "With --resume: go on from this step, not the newest")
+      ->check(CLI::NonNegativeNumber)
+      ->needs(resume);
   command->add_option("overrides", arguments->overrides,
                       "key.inner=value: replaces a value of the deck");
   command->callback([&session, &action, arguments] {

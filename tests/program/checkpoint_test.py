@@ -3,6 +3,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,24 +86,93 @@ class Checkpoint(unittest.TestCase):
                 self.assertEqual(data[begin:end], bits[int(offset) :][: end - begin], path)
             seen += 1
         self.assertEqual(seen, len(header))
-        try:
-            from safetensors import safe_open
-        except ImportError:
-            print("safetensors is not installed: its own reader was not tried", file=sys.stderr)
-            return
-        with safe_open(out, "np") as file:
-            self.assertEqual(set(file.keys()), set(header))
-            self.assertEqual(file.get_tensor("second/real").shape, (11, 5, 7))
 
     def test_export_does_not_depend_on_the_layout(self):
         for name in "ab":
             mics("export", self.folder / name, self.folder / (name + ".out"), "--array", "exp_avg")
         self.assertEqual((self.folder / "a.out").read_bytes(), (self.folder / "b.out").read_bytes())
 
+    def test_reshard(self):
+        to = self.folder / "to"
+        result = mics("reshard", self.folder / "a", to, "--ranks", 6, "--shard-size", 3)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn("from 4 ranks, shard size 2 to 6 ranks, shard size 3", result.stdout)
+        self.assertIn(", as before", result.stdout)
+        for other in "ab":
+            result = mics("diff", self.folder / other, to)
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        self.assertEqual(mics("verify", to).returncode, 0)
+        self.assertIn("6 ranks, shard size 3", mics("inspect", to).stdout)
+
+        result = mics("reshard", to, self.folder / "half", "--preset", "ddp", "--compute-dtype", "fp64")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn("in another dtype", result.stdout)
+        text = mics("inspect", self.folder / "half", "--tensors").stdout
+        self.assertIn("6 ranks, shard size 1", text)
+        self.assertIn("exp_avg first/matrix: fp64, 37 x 29, digest", text)
+        self.assertIn("weights frozen/table: fp16", text)
+
+    def test_reshard_refusals_are_one_line(self):
+        a, b = self.folder / "a", self.folder / "b"
+        for words, expected in (
+            (("--ranks", 4, "--shard-size", 3), "divides 4 ranks: 1, 2, 4"),
+            (("--ranks", 3), "divides 3 ranks: 1, 3, found 2"),
+            (("--preset", "mics"), "divides 4 ranks: 1, 2, 4, found none"),
+            (("--preset", "zero3", "--shard-size", 2), "4, which is preset zero3, found 2"),
+            (("--step", 5), "step-000000005"),
+        ):
+            result = mics("reshard", a, self.folder / "to", *words)
+            self.assertEqual(result.returncode, 1, words)
+            self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+            self.assertIn(expected, result.stderr)
+            self.assertFalse((self.folder / "to").exists())
+        for same in (a, self.folder / "b" / ".." / "a"):
+            result = mics("reshard", a / "step-000000012", same)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("another directory", result.stderr)
+        result = mics("reshard", a, b, "--ranks", 1, "--shard-size", 1)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("1 ranks, shard size 1", mics("inspect", b).stdout)
+
     def test_prune(self):
         result = mics("prune", self.folder / "a", "--keep", 1)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("0 steps removed, 1 kept", result.stdout)
+
+    def test_bad_input_is_one_line_that_names_it(self):
+        step = self.folder / "a" / "step-000000012"
+        piece = self.piece()
+        (self.folder / "empty").mkdir()
+        foreign = self.folder / "foreign.h5"
+        shutil.copy(piece, foreign)
+        shutil.copytree(step, self.folder / "c" / "step-000000012")
+        shutil.copy(step / "manifest.h5", self.folder / "c" / "step-000000012" / piece.name)
+        shutil.copytree(step, self.folder / "d" / "step-000000012")
+        shutil.copy(piece, self.folder / "d" / "step-000000012" / "manifest.h5")
+        shutil.copytree(step, self.folder / "e" / "step-000000013")
+        shutil.copytree(step, self.folder / "f" / "step-000000012")
+        (self.folder / "f" / "step-000000012" / piece.name).unlink()
+        for path, expected in (
+            ("nowhere", "nowhere.*no step in it"),
+            ("empty", "empty.*no step in it"),
+            ("foreign.h5", "foreign.h5.*Not a directory"),
+            ("c", piece.name + ".*expected [0-9]+ bytes"),
+            ("d", "manifest.h5.*expected [0-9]+ bytes"),
+            ("e", "COMMIT.*expected step 13, found step 12"),
+            ("f", piece.name + ".*No such file"),
+        ):
+            for words in (("inspect",), ("diff", step), ("export", "out"), ("reshard", "to")):
+                command, *rest = words
+                if command == "diff":
+                    result = mics("diff", *rest, self.folder / path)
+                else:
+                    result = mics(command, self.folder / path, *(self.folder / w for w in rest))
+                with self.subTest(path=path, command=command):
+                    self.assertEqual(result.returncode, 1, result.stdout)
+                    self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+                    self.assertRegex(result.stderr, expected)
+                    self.assertFalse((self.folder / "out").exists())
+                    self.assertFalse((self.folder / "to").exists())
 
     def test_what_is_none(self):
         for command in ("inspect", "verify", "prune --keep 1"):

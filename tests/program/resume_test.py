@@ -68,7 +68,7 @@ class Resume(unittest.TestCase):
     # Fails if a state, a counter, the schedule's place or the data's is lost.
     def test_losses_are_those_of_a_run_without_interruption(self):
         for words in ((), ("checkpoint.asynchronous=false", "engine.mics.compute_dtype=bf16")):
-            for ranks, others in ((1, (1, 4)), (4, (4, 2, 3))):
+            for ranks, others in ((1, (1, 4)), (4, (4, 2, 6, 5, 1))):
                 with self.subTest(ranks=ranks, words=words):
                     shutil.rmtree(self.run_folder, ignore_errors=True)
                     pathlib.Path(f"{self.run_folder}.jsonl").unlink(missing_ok=True)
@@ -89,6 +89,45 @@ class Resume(unittest.TestCase):
                             else:
                                 tolerance = 0.02 if words else SIMILAR
                                 self.assertAlmostEqual(loss, expected[step], delta=tolerance)
+
+    def test_a_named_step_and_what_follows_it(self):
+        self.train("checkpoint.every=10", "checkpoint.keep=0", ranks=2)
+        expected = self.losses()
+        text = self.train("--resume", "--step", "10", "checkpoint.keep=0", ranks=2)
+        self.assertIn("resumed after step 10", text)
+        self.assertEqual(self.losses(), expected)
+        self.assertEqual(self.steps(), [10, 20, 30])
+        result = launch.run(*self.words, "--resume", "--step", "11", ranks=2)
+        self.assertEqual((result.status, len(result.stderr.splitlines())), (1, 1), result)
+        self.assertIn("step-000000011", result.stderr)
+        result = launch.run(*self.words, "--step", "10")
+        self.assertNotEqual(result.status, 0)
+        self.assertIn("--resume", result.stderr)
+
+    def test_a_damaged_step_gives_way_to_the_one_before_with_a_warning(self):
+        self.train("checkpoint.every=10", "checkpoint.keep=0", ranks=4)
+        expected = self.losses()
+        damaged = max((self.run_folder / "step-000000030").glob("s*.h5"), key=os.path.getsize)
+        data = bytearray(damaged.read_bytes())
+        data[len(data) // 2] ^= 16
+        damaged.write_bytes(data)
+        (self.run_folder / "step-000000020" / "COMMIT").unlink()
+        text = self.train("--resume", ranks=2)
+        self.assertRegex(text, damaged.name + r".*step 30 is passed over for an older one")
+        self.assertRegex(text, "COMMIT.*step 20 is passed over for an older one")
+        self.assertIn("resumed after step 10", text)
+        for step, loss in self.losses().items():
+            self.assertAlmostEqual(loss, expected[step], delta=SIMILAR)
+
+    def test_the_global_batch_stays_or_is_asked_for(self):
+        # 3 samples of a rank and micro-step: 12 of 4 ranks, and 6 of 2.
+        sizes = ("engine.train_batch_size=\"auto\"", "engine.train_micro_batch_size_per_gpu=3")
+        self.train("training.steps=10", *sizes, ranks=4)
+        result = launch.run(*self.words, *sizes, "--resume", ranks=2)
+        self.assertEqual((result.status, len(result.stderr.splitlines())), (1, 1), result)
+        self.assertRegex(result.stderr, "train_batch_size: expected 12 samples.*found 6 on 2 ranks")
+        self.assertIn("resumed after step 10", self.train("--resume", ranks=2))
+        self.assertEqual(max(self.losses()), STEPS)
 
     def test_retention(self):
         self.train("checkpoint.every=5", "checkpoint.keep=2", "checkpoint.keep_every=10")
@@ -132,6 +171,55 @@ class Resume(unittest.TestCase):
         result = launch.run("train", FOLDER / "deck.json", "--resume")
         self.assertEqual(result.status, 1)
         self.assertIn("checkpoint.directory", result.stderr)
+
+    def refused(self, *words, ranks):
+        """The one line of a run that ends before it begins."""
+        result = launch.run(*self.words, "--resume", *words, ranks=ranks)
+        self.assertEqual((result.status, len(result.stderr.splitlines())), (1, 1), result)
+        self.assertTrue(result.stderr.startswith("mics train: "), result)
+        return result.stderr
+
+    def test_what_is_no_checkpoint_is_one_line(self):
+        self.train("checkpoint.every=10", "checkpoint.keep=0", ranks=2)
+        folder = self.run_folder
+        step = folder / "step-000000030"
+        for ranks in (1, 4):
+            with self.subTest("a step in place of its directory", ranks=ranks):
+                line = self.refused(f"checkpoint.directory={step}", ranks=ranks)
+                self.assertIn("name the directory that it is in", line)
+            with self.subTest("a file", ranks=ranks):
+                line = self.refused(f"checkpoint.directory={step / 'manifest.h5'}", ranks=ranks)
+                self.assertIn("manifest.h5", line)
+            with self.subTest("a folder that only looks like a step", ranks=ranks):
+                other = FOLDER / f"looks_like{ranks}"
+                (other / "step-000000005").mkdir(parents=True)
+                (other / "step-000000005" / "notes.txt").write_text("nothing")
+                line = self.refused(f"checkpoint.directory={other}", ranks=ranks)
+                self.assertRegex(line, "step-000000005/COMMIT.*No such file")
+        with self.subTest("a piece of another step"):
+            piece = max(step.glob("s*.h5"), key=os.path.getsize)
+            other = folder / "step-000000020"
+            twin = max(other.glob("s*.h5"), key=os.path.getsize)
+            self.assertEqual(piece.stat().st_size, twin.stat().st_size)
+            good = piece.read_bytes()
+            piece.write_bytes(twin.read_bytes())
+            line = self.refused("--step", "30", ranks=4)
+            self.assertIn(piece.name, line)
+            self.assertIn("damaged or another's", line)
+            text = self.train("--resume", ranks=4)
+            self.assertRegex(text, piece.name + ".*step 30 is passed over")
+            self.assertIn("resumed after step 20", text)
+        with self.subTest("a piece that is another HDF5 file"):
+            step = folder / "step-000000020"
+            manifest = (step / "manifest.h5").read_bytes()
+            twin.write_bytes(manifest)
+            line = self.refused("--step", "20", ranks=4)
+            self.assertRegex(line, twin.name + ".*bytes")
+        with self.subTest("a manifest that is another HDF5 file"):
+            step = folder / "step-000000010"
+            (step / "manifest.h5").write_bytes(good)
+            line = self.refused("--step", "10", ranks=4)
+            self.assertIn("manifest.h5", line)
 
     def test_another_model_is_named(self):
         self.train()

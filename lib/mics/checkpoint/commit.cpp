@@ -81,6 +81,21 @@ class Lines {
   int number_ = 0;
 };
 
+// Which release reads a text of another version. Its writer's line is spelled alike in all
+// versions.
+std::string release_that_reads(std::string_view text, std::int64_t version) {
+  if (version < format_version) return "no release has that version: the file is damaged";
+  std::string writer;
+  constexpr std::string_view line = "\nwriter ";
+  if (const auto at = text.find(line); at != std::string_view::npos) {
+    const std::string_view rest = text.substr(at + line.size());
+    const std::string_view words = rest.substr(0, rest.find('\n'));
+    if (is_plain(words, " .+-_")) writer = words;
+  }
+  if (writer.empty()) return "a later release of mics wrote it and reads it";
+  return writer + " wrote it: that release and later ones read it";
+}
+
 }  // namespace
 
 std::string hex(std::uint32_t value) {
@@ -115,11 +130,11 @@ Commit parse_commit(std::string_view text, std::string_view object) {
   }
   const auto version_text = text.substr(magic.size(), text.find('\n') - magic.size());
   const auto version = number<std::int64_t>(version_text);
-  if (version && *version > format_version) {
+  if (version && *version != format_version) {
     raise<FormatError>({.object = std::string(object),
                         .expected = "format version " + std::to_string(format_version),
                         .found = std::to_string(*version),
-                        .remedy = "a later release of mics wrote it and reads it"});
+                        .remedy = release_that_reads(text, *version)});
   }
   constexpr std::size_t end_line = 4 + 8 + 1;
   const std::string_view body = text.substr(0, text.size() < end_line ? 0 : text.size() - end_line);

@@ -82,27 +82,11 @@ void require_same_digests(comm::MpiTransport& group, const Checkpoint& checkpoin
       from.get(sums.at(static_cast<std::size_t>(index)).part_crcs);
     }
     const std::vector<std::uint32_t> digests = combine_digests(target, parts, sums);
-    std::size_t next = 0;
-    for (std::size_t b = 0; b < target.buffers.size(); ++b) {
-      const StoredBuffer& buffer = target.buffers[b];
-      for (std::size_t a = 0; a < buffer.arrays.size(); ++a) {
-        const bool wanted = std::any_of(targets.begin(), targets.end(), [&](const Target& to) {
-          return to.buffer == static_cast<int>(b) && to.array == static_cast<int>(a);
-        });
-        for (const StoredSegment& segment : buffer.segments) {
-          const std::uint32_t found = digests[next++];
-          if (!wanted) continue;
-          const std::string& name = target.tensor(segment.tensor).name;
-          const auto expected =
-              checkpoint.digest_of(checkpoint.find_tensor(name), buffer.arrays[a]);
-          if (!expected || *expected == found) continue;
-          raise<FormatError>({.object = buffer.arrays[a].name + " of parameter " + in_quotes(name) +
-                                        " loaded from " + in_quotes(checkpoint.folder().string()),
-                              .expected = "digest " + hex(*expected),
-                              .found = hex(found)});
-        }
-      }
-    }
+    checkpoint.require_same_digests(target, digests, [&](int buffer, int array) {
+      return std::any_of(targets.begin(), targets.end(), [&](const Target& to) {
+        return to.buffer == buffer && to.array == array;
+      });
+    });
   });
 }
 
@@ -120,7 +104,15 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
     std::vector<std::byte> found;
     comm::agree_patiently(group, listing, [&] {
       if (group.rank() != 0) return;
-      const auto here = std::as_bytes(std::span(steps = list_steps(directory)));
+      steps = list_steps(directory);
+      std::error_code ignored;
+      if (steps.empty() && std::filesystem::exists(directory / commit_name, ignored)) {
+        raise<FormatError>({.object = in_quotes(directory.string()),
+                            .expected = "a directory of steps",
+                            .found = "one step",
+                            .remedy = "name the directory that it is in"});
+      }
+      const auto here = std::as_bytes(std::span(steps));
       found.assign(here.begin(), here.end());
     });
     comm::broadcast(group, found, 0, listing);

@@ -503,6 +503,33 @@ void Checkpoint::require_same_tensors(const StoredState& target) const {
   }
 }
 
+std::int64_t Checkpoint::require_same_digests(
+    const StoredState& target, std::span<const std::uint32_t> digests,
+    const std::function<bool(int buffer, int array)>& wanted) const {
+  std::int64_t compared = 0;
+  std::size_t next = 0;
+  for (std::size_t b = 0; b < target.buffers.size(); ++b) {
+    const StoredBuffer& buffer = target.buffers[b];
+    for (std::size_t a = 0; a < buffer.arrays.size(); ++a) {
+      const bool is_wanted = wanted(static_cast<int>(b), static_cast<int>(a));
+      for (const StoredSegment& segment : buffer.segments) {
+        const std::uint32_t found = digests[next++];
+        if (!is_wanted) continue;
+        const std::string& name = target.tensor(segment.tensor).name;
+        const auto expected = digest_of(find_tensor(name), buffer.arrays[a]);
+        if (!expected) continue;
+        ++compared;
+        if (*expected == found) continue;
+        raise<FormatError>({.object = buffer.arrays[a].name + " of parameter " + in_quotes(name) +
+                                      " loaded from " + in_quotes(folder_.string()),
+                            .expected = "digest " + hex(*expected),
+                            .found = hex(found)});
+      }
+    }
+  }
+  return compared;
+}
+
 ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> targets,
                            const Filled& filled) const {
   Locations locations(contents_->description);

@@ -82,6 +82,16 @@ class Checkpoint {
   ///         both shapes, or the first tensor here that `target` lacks
   void require_same_tensors(const StoredState& target) const;
 
+  /// Compares the digests of elements in another layout with those of the save.
+  /// \param target   describes the elements
+  /// \param digests  of each tensor in each array, in the order of buffers, arrays, segments
+  /// \param wanted   whether an array of a buffer is compared
+  /// \return digests that were compared; where the dtypes differ there is nothing to compare
+  /// \throws FormatError naming the first array and tensor that differ
+  std::int64_t require_same_digests(const StoredState& target,
+                                    std::span<const std::uint32_t> digests,
+                                    const std::function<bool(int buffer, int array)>& wanted) const;
+
   /// Fills memory of another layout, or the same: finds each scalar by tensor and array, whatever
   /// W, p, placement, buffers and dtypes either side has. Reads the blocks of 1 MiB that hold what
   /// is wanted, each once, and verifies each before it uses it. Scalars of another dtype are

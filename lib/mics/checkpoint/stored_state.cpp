@@ -104,7 +104,8 @@ StoredState describe_state(const Model& model, const state::FlatModel& flat, con
                               .shape = spec.shape,
                               .complex = spec.options.complex,
                               .layout = spec.options.layout,
-                              .trainable = spec.options.trainable});
+                              .trainable = spec.options.trainable,
+                              .dtype = spec.options.dtype});
   }
   for (int b = 0; b < flat.buffer_count(); ++b) {
     const state::FlatBuffer& buffer = flat.buffer(b);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,6 +30,7 @@ struct StoredTensor {
   bool complex = false;  ///< an element is two scalars: real part, imaginary part
   MemoryLayout layout = MemoryLayout::right;
   bool trainable = true;
+  std::optional<DType> dtype = {};  ///< declared for the gathered parameter; none: the engine's
 
   [[nodiscard]] std::int64_t count() const;  ///< elements
   [[nodiscard]] std::int64_t scalars() const { return complex ? 2 * count() : count(); }

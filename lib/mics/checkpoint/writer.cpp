@@ -90,29 +90,18 @@ std::int64_t PieceWriter::payload_bytes() const {
   return bytes;
 }
 
-void PieceWriter::attach(std::span<const Source> sources) {
+template <class DataOf>
+void PieceWriter::make_fragments(DataOf&& data_of) {
   fragments_.clear();
   std::size_t next_run = 0;
   for (std::size_t d = 0; d < contents_.size(); ++d) {
     const std::int64_t width = bytes_of(contents_[d].dtype);
     for (const detail::Run& run : contents_[d].runs) {
-      const auto source = std::find_if(sources.begin(), sources.end(), [&](const Source& s) {
-        return s.buffer == run.buffer && s.array == run.array && s.data != nullptr &&
-               intersection(s.range, run.range) == run.range;
-      });
-      if (source == sources.end()) {
-        raise<ArgumentError>({.object = "array " + std::to_string(run.array) + " of buffer " +
-                                        std::to_string(run.buffer),
-                              .expected = "memory for scalars " + std::to_string(run.range.offset) +
-                                          " to " + std::to_string(run.range.end()),
-                              .found = "none"});
-      }
-      const std::byte* const begin =
-          source->data + (run.range.offset - source->range.offset) * width;
+      const std::byte* const begin = data_of(contents_[d], run);
       for (const auto& [range, part] : runs_[next_run]) {
         const std::int64_t at = range.offset - run.range.offset;
         fragments_.push_back({piece_.offsets[d] + (run.offset + at) * width, range.length * width,
-                              begin + at * width, part});
+                              begin == nullptr ? nullptr : begin + at * width, part});
       }
       ++next_run;
     }
@@ -120,6 +109,30 @@ void PieceWriter::attach(std::span<const Source> sources) {
   // libhdf5 may have put a later, smaller dataset into a gap before an earlier one.
   std::sort(fragments_.begin(), fragments_.end(),
             [](const Fragment& a, const Fragment& b) { return a.offset < b.offset; });
+}
+
+void PieceWriter::attach(std::span<const Source> sources) {
+  supply_ = {};
+  make_fragments([&](const detail::PieceDataset& dataset, const detail::Run& run) {
+    const auto source = std::find_if(sources.begin(), sources.end(), [&](const Source& s) {
+      return s.buffer == run.buffer && s.array == run.array && s.data != nullptr &&
+             intersection(s.range, run.range) == run.range;
+    });
+    if (source == sources.end()) {
+      raise<ArgumentError>({.object = "array " + std::to_string(run.array) + " of buffer " +
+                                      std::to_string(run.buffer),
+                            .expected = "memory for scalars " + std::to_string(run.range.offset) +
+                                        " to " + std::to_string(run.range.end()),
+                            .found = "none"});
+    }
+    return source->data + (run.range.offset - source->range.offset) * bytes_of(dataset.dtype);
+  });
+}
+
+void PieceWriter::attach(Supply supply) {
+  supply_ = std::move(supply);
+  make_fragments(
+      [](const detail::PieceDataset&, const detail::Run&) -> const std::byte* { return nullptr; });
 }
 
 void PieceWriter::stage(std::span<const Source> sources, std::span<std::byte> buffer) {
@@ -161,7 +174,8 @@ void PieceWriter::fill(std::span<std::byte> chunk, std::int64_t offset, std::siz
       const Fragment& fragment = fragments_[next];
       const Interval all{fragment.offset, fragment.bytes};
       const Interval part = intersection(all, here);
-      const std::byte* const from = fragment.data + (part.offset - fragment.offset);
+      const std::byte* const from =
+          supply_ ? supply_(part) : fragment.data + (part.offset - fragment.offset);
       place(from, part);
       if (fragment.part >= 0) {
         if (whole) {

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -44,6 +45,10 @@ struct PieceSums {
   friend bool operator==(const PieceSums&, const PieceSums&) = default;
 };
 
+/// Gives bytes of a piece's file that belong to one array, where they lie in no memory beforehand:
+/// valid until the next call. Calls ascend.
+using Supply = std::function<const std::byte*(const layout::Interval& bytes)>;
+
 /// One rank's file of a checkpoint: laid out by the constructor, on the caller's thread, written
 /// by write(), on any.
 class PieceWriter {
@@ -58,6 +63,8 @@ class PieceWriter {
 
   /// Points at the memory to write. \throws ArgumentError if `sources` lack a part of the piece
   void attach(std::span<const Source> sources);
+  /// Takes all elements from `supply`, which write() calls on its own thread.
+  void attach(Supply supply);
   /// Copies the piece's part of the memory into `buffer`, payload_bytes() long, and points there:
   /// the originals may change afterwards. \throws as attach()
   void stage(std::span<const Source> sources, std::span<std::byte> buffer);
@@ -76,6 +83,9 @@ class PieceWriter {
     const std::byte* data = nullptr;
     int part = -1;  // index in part_crcs; -1: a gap
   };
+  // `data_of(dataset, run)` is where the first element of a run lies.
+  template <class DataOf>
+  void make_fragments(DataOf&& data_of);
   void fill(std::span<std::byte> chunk, std::int64_t offset, std::size_t& next,
             PieceSums& sums) const;
 
@@ -83,6 +93,7 @@ class PieceWriter {
   detail::Piece piece_;
   h5::Skeleton skeleton_;
   std::vector<detail::PieceDataset> contents_;
+  Supply supply_;
   std::vector<Fragment> fragments_;                                  // ascending, without overlaps
   std::vector<std::vector<std::pair<layout::Interval, int>>> runs_;  // of each run: parts and gaps
   std::size_t parts_ = 0;

@@ -27,7 +27,8 @@ struct SaveRequest {
 /// What may be said of a load beside its directory.
 struct LoadRequest {
   std::optional<std::int64_t> step = {};  ///< a step that must be taken; none: the newest
-  /// Leaves the optimizer's states, the counters and the loss scale as they are.
+  /// Leaves the optimizer's states, the counters and the loss scale as they are; so does every load
+  /// into an engine that is forward only, which has none.
   bool weights_only = false;
 };
 

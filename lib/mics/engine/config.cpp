@@ -340,6 +340,7 @@ PlanRequest Config::plan_request(int world_size) const {
   request.optimizer = rule->name();
   request.states = static_cast<int>(rule->states().size());
   request.norms_per_tensor = rule->norms_per_tensor();
+  request.forward_only = forward_only;
   request.keep_gathered = preset == Preset::zero2;
   request.want_two_stage = two_stage != Switch::off;
   request.require_two_stage = two_stage == Switch::on;
@@ -369,6 +370,7 @@ std::string Config::describe() const {
   };
   line("preset", std::string(name(preset)));
   line("shard_size", std::to_string(shard_size));
+  line("forward_only", std::to_string(static_cast<int>(forward_only)));
   line("two_stage", std::to_string(static_cast<int>(two_stage)));
   line("ranks_per_node", optional(ranks_per_node));
   line("persistence_threshold", std::to_string(persistence_threshold));

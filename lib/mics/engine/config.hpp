@@ -57,6 +57,10 @@ struct Config {
   std::int64_t persistence_threshold = 0;  ///< parameters of at most so many elements stay gathered
   std::int64_t persistence_model_threshold = INT64_MAX;
 
+  /// Weights alone, in their compute dtypes: gathered and loaded, not trained. No memory for
+  /// gradients, master weights and optimizer state.
+  bool forward_only = false;
+
   DType compute = DType::fp32;         ///< of parameters that name none
   std::optional<DType> master = {};    ///< fp32 or fp64; default: fp64 for fp64, else fp32
   std::optional<DType> gradient = {};  ///< of the Views that kernels add to; default: compute

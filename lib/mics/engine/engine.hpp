@@ -270,6 +270,9 @@ class StepHandle {
 /// The application writes d(loss_scale * sum of the loss over its samples); the engine divides by
 /// the number of samples of all ranks. Not thread-safe: one thread calls an engine.
 ///
+/// With `Config::forward_only` an engine holds weights alone: load(), then begin_evaluation() and
+/// gather(); micro-steps, gradients, steps and saves are StateErrors.
+///
 /// Failures that ranks agree on throw the same error on every rank; after a CommError the engine is
 /// dead (every call throws) and may only be destroyed, while the application goes on.
 class Engine {
@@ -301,7 +304,9 @@ class Engine {
   [[nodiscard]] Lease gather(UnitId unit, const Execution& exec, Keep keep = Keep::no);
 
   /// Opens a scope on the unit's gradient. Collective over the shard group by its `reduce()`.
-  /// \throws StateError outside a micro-step, if the unit was reduced in it, or without a free slot
+  /// \throws StateError outside a micro-step, if the unit was reduced in it, without a free slot,
+  /// or
+  ///         in an engine that is forward only
   [[nodiscard]] GradientScope gradient(UnitId unit, GradientMode mode = GradientMode::add);
   [[nodiscard]] GradientScope gradient(UnitId unit, const Execution& exec,
                                        GradientMode mode = GradientMode::add);
@@ -366,7 +371,9 @@ class Engine {
 
   /// Replaces the state by a saved one, in whatever layout, preset and dtypes it was saved: the
   /// newest step that verifies, or the one asked for. A damaged step costs a warning, and the next
-  /// older one is taken. To be called between steps. Collective over all ranks; blocks.
+  /// older one is taken. To be called between steps, or between the passes of an engine that is
+  /// forward only, where a newer step replaces the weights in place. Collective over all ranks;
+  /// blocks.
   /// \return nothing if the directory holds no step and none was asked for: the state is as it was
   /// \throws on every rank alike: FormatError if the model is another (the state is as it was) or
   ///         every step is damaged (the state is then undefined until a load succeeds), IoError

@@ -42,7 +42,8 @@ double power_of_two_below(double n) { return std::exp2(-std::ceil(std::log2(n)))
 Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequest& request)
     : layout_(layout),
       request_(request),
-      flat_(model, request.compute, layout.shard_size(), 1, request.persistence),
+      flat_(request.forward_only ? model.frozen() : model, request.compute, layout.shard_size(), 1,
+            request.persistence),
       model_count_(model.count()),
       unit_needs_slot_(static_cast<std::size_t>(model.units())) {
   if (request.require_two_stage && !layout.two_stage_possible()) {
@@ -142,6 +143,8 @@ Plan::Plan(const Model& model, const layout::GroupLayout& layout, const PlanRequ
         state::arena_bytes(8 * std::max<std::int64_t>(doubles, request.norms_per_tensor * tensors));
     staged_.replica = std::max(staged_.replica, staged_.small);
   }
+
+  if (request.forward_only) return;
 
   // Hop 1 and hop 2 stage what arrives; each transport that reduces has its own.
   using comm::MpiTransport;
@@ -319,6 +322,7 @@ CollectiveCounts Plan::count(std::span<const LeaseCall> calls, int micro_steps) 
   schedule.invalidate();
   counts = {};
   for (int micro_step = 0; micro_step < micro_steps; ++micro_step) one_pass();
+  if (request_.forward_only) return counts;
 
   const bool sharded = layout_.shard_size() > 1;
   for (int b = 0; b < flat_.buffer_count(); ++b) {
@@ -346,6 +350,7 @@ CollectiveCounts Plan::count(int micro_steps) const {
   std::vector<UnitId> order;
   const int units = static_cast<int>(unit_needs_slot_.size());
   for (int u = 0; u < units; ++u) order.push_back({u});
+  if (request_.forward_only) return count(order, micro_steps);
   for (int u = units - 1; u >= 0; --u) order.push_back({u});
   return count(order, micro_steps);
 }
@@ -393,39 +398,47 @@ std::string Plan::text(std::span<const LeaseCall> calls) const {
                     plural(static_cast<std::int64_t>(unit_needs_slot_.size()), "unit") + ", " +
                     plural(flat_.buffer_count(), "buffer") + " (" +
                     std::to_string(flat_.persistent_buffers().size()) + " persistent)");
-  line("dtypes", "compute " + std::string(name(request_.compute)) + ", gradient " +
-                     dtypes("gradient") + ", wire " + dtypes("hop 1") + " (hop 1), " +
-                     dtypes("hop 2") + " (hop 2), accumulate " + dtypes("sum") + ", master " +
-                     dtypes("master"));
-  line("optimizer", request_.optimizer + ", state over the shard group");
-  line("bytes a rank", human(memory_.total()) + " = shards " + human(memory_.compute_shards) +
-                           ", master " + human(memory_.master_weights) + ", optimizer " +
-                           human(memory_.optimizer_states) + ", accumulators " +
-                           human(memory_.accumulators) + ",");
-  line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
-               human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
-               ", scratch " + human(memory_.scratch) +
-               (request_.memory == Memory::host ? ""
-                                                : ", conversions " + human(memory_.conversions) +
-                                                      ", step " + human(memory_.step)) +
-               ", staging " + human(memory_.staging) +
-               (request_.memory == Memory::host ? "" : " of the host"));
-  const CollectiveCounts counts =
-      calls.empty() ? count(request_.micro_steps) : count(calls, request_.micro_steps);
-  line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
-                     " reduce-scatters (hop 1), " + std::to_string(counts.hop2) +
-                     " replica reductions (hop 2), " + std::to_string(counts.norm) +
-                     " small exchanges; " + plural(request_.micro_steps, "micro-step") +
-                     (calls.empty() ? ", forward in order of declaration, backward in reverse, "
-                                      "one lease at a time"
-                                    : ", leases as declared"));
-  std::string transport = std::string(comm::name(request_.transport)) + ", " +
-                          std::string(name(request_.memory)) + " memory";
-  if (request_.transport == comm::TransportKind::nccl) {
-    transport += request_.sums == comm::DeviceSums::wire ? "; sums in the wire dtype"
-                                                         : "; sums in rank order in fp32";
+  if (request_.forward_only) {
+    line("use", "forward only: weights, of dtype " + std::string(name(request_.compute)) +
+                    " unless declared; no gradients, master weights or optimizer state");
+    line("bytes a rank", human(memory_.total()) + " = shards " + human(memory_.compute_shards) +
+                             ", gather slots " + human(memory_.gather_slots) + ", resident " +
+                             human(memory_.resident));
+    const CollectiveCounts counts = calls.empty() ? count(1) : count(calls, 1);
+    line("a pass",
+         std::to_string(counts.gather) + " gathers, units in " +
+             (calls.empty() ? "order of declaration, one lease at a time" : "the declared order"));
   } else {
-    transport += "; reductions block the caller, prefetched gathers progress inside mics calls";
+    line("dtypes", "compute " + std::string(name(request_.compute)) + ", gradient " +
+                       dtypes("gradient") + ", wire " + dtypes("hop 1") + " (hop 1), " +
+                       dtypes("hop 2") + " (hop 2), accumulate " + dtypes("sum") + ", master " +
+                       dtypes("master"));
+    line("optimizer", request_.optimizer + ", state over the shard group");
+    line("bytes a rank", human(memory_.total()) + " = shards " + human(memory_.compute_shards) +
+                             ", master " + human(memory_.master_weights) + ", optimizer " +
+                             human(memory_.optimizer_states) + ", accumulators " +
+                             human(memory_.accumulators) + ",");
+    line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
+                 human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
+                 ", scratch " + human(memory_.scratch) + ", staging " + human(memory_.staging));
+    const CollectiveCounts counts =
+        calls.empty() ? count(request_.micro_steps) : count(calls, request_.micro_steps);
+    line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
+                       " reduce-scatters (hop 1), " + std::to_string(counts.hop2) +
+                       " replica reductions (hop 2), " + std::to_string(counts.norm) +
+                       " small exchanges; " + plural(request_.micro_steps, "micro-step") +
+                       (calls.empty() ? ", forward in order of declaration, backward in reverse, "
+                                        "one lease at a time"
+                                      : ", leases as declared"));
+  }
+  std::string transport = std::string(comm::name(request_.transport)) + ", " +
+                          std::string(name(request_.memory)) + " memory; ";
+  if (request_.transport == comm::TransportKind::nccl) {
+    transport += request_.sums == comm::DeviceSums::wire ? "sums in the wire dtype"
+                                                         : "sums in rank order in fp32";
+  } else {
+    transport += std::string(request_.forward_only ? "" : "reductions block the caller, ") +
+                 "prefetched gathers progress inside mics calls";
   }
   if (!request_.transport_reason.empty()) transport += "; " + request_.transport_reason;
   line("transport", transport);

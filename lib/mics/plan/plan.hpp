@@ -29,6 +29,7 @@ struct PlanRequest {
   int states = 2;            ///< arrays of the optimizer, each as large as the master weights
   int norms_per_tensor = 0;  ///< sums over whole tensors that the optimizer needs
   std::string optimizer = "AdamW";
+  bool forward_only = false;   ///< weights alone: nothing is trainable
   bool keep_gathered = false;  ///< gathered once a step and kept (ddp, zero2)
   bool want_two_stage = true;
   bool require_two_stage = false;
@@ -142,7 +143,8 @@ class Plan {
   /// The same for leases that follow one another: each unit of `order` is released before the next
   /// one is gathered. Leases that overlap keep slots from other units and may cost more gathers.
   [[nodiscard]] CollectiveCounts count(std::span<const UnitId> order, int micro_steps) const;
-  /// `count` for a forward pass in the order of declaration and a backward pass in reverse.
+  /// `count` for a forward pass in the order of declaration and a backward pass in reverse; of a
+  /// plan that is forward only, for one forward pass.
   [[nodiscard]] CollectiveCounts count(int micro_steps) const;
 
   /// The plan as text for people, several lines. \param calls  of a micro-step; empty: one lease

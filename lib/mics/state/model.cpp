@@ -193,6 +193,12 @@ std::int64_t Model::count() const {
   return total;
 }
 
+Model Model::frozen() const {
+  Model model = *this;
+  for (ParameterSpec& spec : model.parameters_) spec.options.trainable = false;
+  return model;
+}
+
 std::string Model::describe() const {
   std::string text;
   for (const Unit& unit : units_) text += "unit " + unit.name + '\n';

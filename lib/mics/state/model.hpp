@@ -116,6 +116,8 @@ class Model {
   }
   /// Elements of all parameters.
   [[nodiscard]] std::int64_t count() const;
+  /// The same parameters, none of them trainable.
+  [[nodiscard]] Model frozen() const;
   /// One line a unit and a parameter: what all ranks must agree on, to the last bit.
   [[nodiscard]] std::string describe() const;
 

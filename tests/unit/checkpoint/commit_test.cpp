@@ -79,13 +79,24 @@ TEST(CommitTest, NothingButItsOwnSpellingIsAccepted) {
   refused("\n", "\r\n");
 }
 
-TEST(CommitTest, ALaterVersionSaysSo) {
-  try {
-    static_cast<void>(parse_commit("mics-checkpoint 2\nwhatever\n", "COMMIT"));
-    FAIL();
-  } catch (const FormatError& error) {
-    EXPECT_NE(std::string(error.what()).find("later release"), std::string::npos) << error.what();
-  }
+TEST(CommitTest, AnotherVersionSaysWhichReleaseReadsIt) {
+  const auto refused = [](const std::string& text, const std::string& expected) {
+    try {
+      static_cast<void>(parse_commit(text, "COMMIT"));
+      ADD_FAILURE() << text;
+    } catch (const FormatError& error) {
+      const std::string line = error.what();
+      EXPECT_NE(line.find(expected), std::string::npos) << line;
+      EXPECT_NE(line.find("expected format version 1, found "), std::string::npos) << line;
+      EXPECT_EQ(line.find('\n'), std::string::npos) << line;
+    }
+  };
+  const std::string releases = "mics 2.5.0 wrote it: that release and later ones read it";
+  refused("mics-checkpoint 2\nwhatever\nwriter mics 2.5.0\nmore\n", releases);
+  refused("mics-checkpoint 2\nwriter mics 2.5.0", releases);
+  refused("mics-checkpoint 2\nwhatever\n", "a later release of mics wrote it and reads it");
+  refused("mics-checkpoint 2\nwriter \x1b[31m\n", "a later release of mics wrote it and reads it");
+  refused("mics-checkpoint 0\nwriter mics 0.1.0\n", "no release has that version");
 }
 
 // Texts that pass the checksum reach every branch of the parser.

@@ -90,6 +90,7 @@ inline StoredState describe(const Model& model, const Placement& placement) {
   state.step = 12;
   state.values.integers["calls"] = 13;
   state.values.reals["loss_scale"] = {65536.0, -0.0, std::numeric_limits<double>::quiet_NaN()};
+  state.values.texts["compute_dtype"] = std::string(name(placement.dtype));
   state.values.texts["configuration"] = "{\"train_batch_size\": 8}\n";
   state.blobs["position"] = {std::byte{1}, std::byte{0}, std::byte{255}};
   state.blobs["empty"] = {};

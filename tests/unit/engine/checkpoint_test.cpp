@@ -1,36 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 // Engines that save, and others, of other sizes, presets and dtypes, that go on from there.
+#include "first_ranks.hpp"
 #include "layouts.hpp"
 #include "toy.hpp"
+#include <mics/checkpoint/directory.hpp>
+#include <mics/checkpoint/file_system.hpp>
+#include <mics/checkpoint/reader.hpp>
 #include <mics/mics.hpp>
 #include <support/shared_folder.hpp>
 
 #include <gtest/gtest.h>
 #include <mpi.h>
 
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
 #include <optional>
 #include <string>
 #include <vector>
 
 namespace mics::test {
 namespace {
-
-/// The first `size` ranks of the job, or null on the others.
-class FirstRanks {
- public:
-  explicit FirstRanks(int size) {
-    MPI_Comm_split(MPI_COMM_WORLD, job_rank() < size ? 0 : MPI_UNDEFINED, job_rank(), &comm_);
-  }
-  ~FirstRanks() {
-    if (comm_ != MPI_COMM_NULL) MPI_Comm_free(&comm_);
-  }
-  FirstRanks(const FirstRanks&) = delete;
-  FirstRanks& operator=(const FirstRanks&) = delete;
-  [[nodiscard]] MPI_Comm comm() const { return comm_; }
-
- private:
-  MPI_Comm comm_ = MPI_COMM_NULL;
-};
 
 Config momentum_config() {
   Config config = toy_config();
@@ -240,6 +231,99 @@ TEST(EngineCheckpoint, MisuseIsNamedOnEveryRank) {
   (void)other.parameter(unit, "weight", {32, 16});
   Engine wrong(MPI_COMM_WORLD, other, momentum_config());
   expect_error<FormatError>([&] { (void)wrong.load(folder.in("run")); }, {"a/weight", "32", "17"});
+}
+
+/// The text of the error of a load, the same on every rank; empty if there was none.
+std::string line_of_load(Engine& engine, const std::string& directory,
+                         std::optional<std::int64_t> step = {}) {
+  std::string line;
+  try {
+    (void)engine.load(directory, {.step = step});
+  } catch (const Error& error) {
+    line = error.what();
+  }
+  EXPECT_EQ(line.find('\n'), std::string::npos) << line;
+  std::array<char, 4096> of_root{};
+  line.copy(of_root.data(), of_root.size() - 1);
+  MPI_Bcast(of_root.data(), static_cast<int>(of_root.size()), MPI_CHAR, 0, MPI_COMM_WORLD);
+  EXPECT_EQ(line.substr(0, of_root.size() - 1), of_root.data());
+  return line;
+}
+
+// Fails if damage is found by one rank alone, or another kind of error than a line comes of it.
+TEST(EngineCheckpoint, BadInputIsOneLineThatIsTheSameOnEveryRank) {
+  namespace fs = std::filesystem;
+  const Toy toy;
+  const SharedFolder folder;
+  Engine engine(MPI_COMM_WORLD, toy.model, momentum_config());
+  for (int step = 1; step <= 2; ++step) {
+    one_sample_step(engine, toy, 1);
+    engine.save(folder.in("run"));
+  }
+  const auto state = whole_state(engine);
+  const fs::path newest = fs::path(folder.in("run")) / checkpoint::step_name(2);
+  std::vector<std::string> pieces;  // of step 1, then of step 2
+  for (int step = 1; step <= 2; ++step) {
+    pieces.push_back(
+        checkpoint::Checkpoint::open(checkpoint::SystemCalls::native(),
+                                     fs::path(folder.in("run")) / checkpoint::step_name(step))
+            .commit()
+            .files[1]
+            .name);
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+  // Makes a directory of step 2 alone, which `damage` changes on rank 0.
+  const auto damaged = [&](const std::string& name, auto&& damage) {
+    const fs::path step = fs::path(folder.in(name)) / checkpoint::step_name(2);
+    if (job_rank() == 0) {
+      fs::create_directories(step);
+      for (const auto& entry : fs::directory_iterator(newest)) {
+        fs::copy_file(entry.path(), step / entry.path().filename());
+      }
+      damage(step);
+    }
+    MPI_Barrier(MPI_COMM_WORLD);
+    return folder.in(name);
+  };
+  constexpr auto over = fs::copy_options::overwrite_existing;
+  const auto expect_line = [&](const std::string& directory, const std::vector<std::string>& parts,
+                               std::optional<std::int64_t> step = {}) {
+    const std::string line = line_of_load(engine, directory, step);
+    for (const std::string& part : parts) {
+      EXPECT_NE(line.find(part), std::string::npos) << "no \"" << part << "\" in: " << line;
+    }
+  };
+
+  expect_line(newest.string(), {"expected a directory of steps, found one step"});
+  expect_line((newest / "manifest.h5").string(), {"manifest.h5", "Not a directory"});
+  expect_line(folder.in("run"), {"step-000000009", "No such file"}, 9);
+  expect_line(damaged("foreign_manifest",
+                      [&](const fs::path& step) {
+                        fs::copy_file(newest / pieces[1], step / "manifest.h5", over);
+                      }),
+              {"manifest.h5", "bytes"});
+  expect_line(damaged("foreign_piece",
+                      [&](const fs::path& step) {
+                        fs::copy_file(newest / "manifest.h5", step / pieces[1], over);
+                      }),
+              {pieces[1], "bytes", "damaged or another's"});
+  expect_line(damaged("no_commit", [](const fs::path& step) { fs::remove(step / "COMMIT"); }),
+              {"COMMIT", "No such file"});
+  expect_line(
+      damaged("text", [](const fs::path& step) { std::ofstream(step / "COMMIT") << "a text\n"; }),
+      {"COMMIT", "no checkpoint of mics"});
+  expect_line(damaged("later",
+                      [](const fs::path& step) {
+                        std::ofstream(step / "COMMIT") << "mics-checkpoint 7\nwriter mics 3.1.0\n";
+                      }),
+              {"expected format version 1, found 7", "mics 3.1.0 wrote it"});
+  EXPECT_EQ(whole_state(engine), state) << "changed before anything was verified";
+  const fs::path other = fs::path(folder.in("run")) / checkpoint::step_name(1) / pieces[0];
+  expect_line(damaged("other_step",
+                      [&](const fs::path& step) { fs::copy_file(other, step / pieces[1], over); }),
+              {"MiB 0 of " + pieces[1], "CRC-32C", "damaged or another's"});
+  EXPECT_EQ(line_of_load(engine, folder.in("run")), "");
+  EXPECT_EQ(whole_state(engine), state);
 }
 
 TEST(EngineCheckpoint, ReplicasThatDifferAreNotSaved) {

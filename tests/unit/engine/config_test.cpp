@@ -529,6 +529,7 @@ TEST(ConfigTest, DescriptionsDifferInTheLastBit) {
   add([](Config& c) { c.slots = 3; });
   add([](Config& c) { c.prefetch = 1; });
   add([](Config& c) { c.two_stage = Switch::off; });
+  add([](Config& c) { c.forward_only = true; });
   add([](Config& c) { c.compute = DType::bf16; });
   add([](Config& c) { c.master = DType::fp64; });
   add([](Config& c) { c.memory_budget = 7; });

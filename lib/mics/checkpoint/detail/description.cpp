@@ -71,6 +71,7 @@ Json to_json(const StoredState& state) {
                        {"complex", tensor.complex},
                        {"layout", tensor.layout == MemoryLayout::left ? "left" : "right"},
                        {"trainable", tensor.trainable}});
+    if (tensor.dtype) tensors.back()["dtype"] = name(*tensor.dtype);
   }
   Json& buffers = json["buffers"] = Json::array();
   for (const StoredBuffer& buffer : state.buffers) {
@@ -119,6 +120,9 @@ StoredState state_from(const Json& json) {
                           .found = in_quotes(layout)});
     }
     tensor.layout = layout == "left" ? MemoryLayout::left : MemoryLayout::right;
+    if (item.contains("dtype")) {
+      tensor.dtype = parse_dtype(item.at("dtype").get<std::string>(), "dtype of a tensor");
+    }
   }
   for (const Json& item : json.at("buffers")) {
     StoredBuffer& buffer = state.buffers.emplace_back();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/checkpoint/loader.hpp>
+#include <mics/checkpoint/reshard.hpp>
 #include <mics/checkpoint/saver.hpp>
 #include <mics/comm/agreement.hpp>
 #include <mics/engine/detail/engine_state.hpp>
@@ -59,8 +60,10 @@ checkpoint::StoredState EngineState::stored_state() const {
                            {"loss_scale_hysteresis", scaler.hysteresis},
                            {"seed", std::bit_cast<std::int64_t>(config_.seed)}};
   state.values.reals = {{"loss_scale", {scaler.scale}}};
-  state.values.texts = {{"configuration", config_.describe()},
-                        {"optimizer", optimizer_->describe()}};
+  state.values.texts = {
+      {std::string(checkpoint::compute_dtype_text), std::string(name(config_.compute))},
+      {"configuration", config_.describe()},
+      {"optimizer", optimizer_->describe()}};
   return state;
 }
 
@@ -95,6 +98,7 @@ std::vector<Part> EngineState::stored_arrays(bool weights_only) {
 
 void EngineState::save(const std::string& directory, const SaveRequest& request) {
   require_alive();
+  require_training("save");
   require_idle("save");
   quiet(exec_);
   read_device_step();
@@ -171,8 +175,8 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
   resident_readers_.clear();
   for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) vacate(static_cast<int>(slot));
   const checkpoint::StoredState target = stored_state();
-  const std::vector<checkpoint::Target> targets =
-      stored_arrays<checkpoint::Target>(request.weights_only);
+  const bool weights_only = request.weights_only || config_.forward_only;
+  const std::vector<checkpoint::Target> targets = stored_arrays<checkpoint::Target>(weights_only);
   const auto share = [&](void* data, std::int64_t bytes, int root) {
     groups_.replica().broadcast(data, bytes, root,
                                 {Purpose::agreement, "a part of a checkpoint", bytes});
@@ -188,7 +192,7 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
     if (wanted) device::copy(exec_, data, host.data(), static_cast<std::int64_t>(host.size()));
   }
   const checkpoint::StoredState& stored = loaded->state();
-  if (!request.weights_only) {
+  if (!weights_only) {
     comm::agree(all_, "the values of a checkpoint", [&] {
       std::vector<std::int64_t> updates(buffers_.size());
       for (std::size_t b = 0; b < buffers_.size(); ++b) {

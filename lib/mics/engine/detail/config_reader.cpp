@@ -125,6 +125,8 @@ void read_own(Section& own, Config& config) {
     return node ? "the ranks of a node share one copy of the state"
                 : "ranks that share one copy of the state";
   });
+  own.boolean("forward_only", config.forward_only,
+              "weights alone: no gradients, master weights or optimizer state");
   const auto dtype = [&](const std::string& key, const std::string& meaning, auto set) {
     own.honour(key, [&]() -> std::string {
       set(parse_dtype(json.text(key), own.where(key)));

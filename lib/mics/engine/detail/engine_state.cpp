@@ -342,6 +342,14 @@ void EngineState::require_alive() {
   if (failures_.failed()) failures_.poll();
 }
 
+void EngineState::require_training(const std::string& call) const {
+  if (!config_.forward_only) return;
+  raise<StateError>({.object = call,
+                     .expected = "an engine with gradients and optimizer state",
+                     .found = "one that is forward only",
+                     .remedy = "begin_evaluation() opens its passes"});
+}
+
 void EngineState::check_unit(UnitId unit) const {
   static_cast<void>(model_.name(unit));  // throws
 }

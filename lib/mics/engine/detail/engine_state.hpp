@@ -212,6 +212,8 @@ class EngineState {
   template <class Part>
   [[nodiscard]] std::vector<Part> stored_arrays(bool weights_only);
   void require_idle(const char* call) const;
+  // An engine that is forward only has nothing to train.
+  void require_training(const std::string& call) const;
   void round_masters();
   [[nodiscard]] std::byte* array_of(int buffer, std::string_view array, DType& dtype) const;
   [[nodiscard]] RawView resolve(UnitId unit, const ViewRequest& request, bool gradient) const;

@@ -49,6 +49,7 @@ void EngineState::end_pass() {
 
 void EngineState::begin_micro_step(const MicroStep& micro_step) {
   require_alive();
+  require_training("micro-step");
   if (micro_step.samples < 0) {
     raise<ArgumentError>({.object = "micro-step",
                           .expected = "0 or more samples",

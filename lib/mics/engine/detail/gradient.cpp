@@ -23,6 +23,7 @@ void EngineState::open_gradient(UnitId unit, const Execution& exec, GradientMode
   require_reach(exec);
   Unit& here = at(unit);
   const std::string object = "gradient of unit " + unit_name(unit);
+  require_training(object);
   if (phase_ != Phase::micro_step) {
     raise<StateError>({.object = object,
                        .expected = "an open micro-step",

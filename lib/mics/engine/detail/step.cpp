@@ -204,6 +204,7 @@ class FinishedStep final : public StepOutcome {
 
 std::shared_ptr<StepOutcome> EngineState::step() {
   require_alive();
+  require_training("step");
   if (phase_ != Phase::micro_step || !last_announced_) {
     raise<StateError>({.object = "step",
                        .expected = "a micro-step opened with last = true",
