@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/checkpoint/crc32c.hpp>
-#include <mics/checkpoint/detail/gather.hpp>
 #include <mics/checkpoint/detail/packing.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/loader.hpp>
@@ -9,6 +8,7 @@
 #include <mics/comm/agreement.hpp>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -16,6 +16,12 @@ namespace mics::checkpoint {
 namespace {
 
 using layout::Interval;
+
+// The stages of a load as messages name them.
+constexpr const char* listing = "the steps of a directory";
+constexpr const char* opening = "the contents of a checkpoint";
+constexpr const char* reading = "the bytes of a checkpoint";
+constexpr const char* comparing = "the digests of a checkpoint";
 
 // Replica `part`'s part of what all replicas need.
 Interval share_of(const Interval& range, int part, int parts) {
@@ -25,19 +31,6 @@ Interval share_of(const Interval& range, int part, int parts) {
     return std::min(range.length, unit * (units * i / parts));
   };
   return {range.offset + cut(part), cut(part + 1) - cut(part)};
-}
-
-// Bytes of any number from rank 0. Collective over `world`.
-void broadcast_bytes(const comm::Communicator& world, std::vector<std::byte>& bytes) {
-  auto count = static_cast<std::int64_t>(bytes.size());
-  comm::check(MPI_Bcast(&count, 1, MPI_INT64_T, 0, world.native()), "contents of a checkpoint");
-  bytes.resize(static_cast<std::size_t>(count));
-  constexpr std::int64_t most = std::int64_t{1} << 30;
-  for (std::int64_t done = 0; done < count; done += most) {
-    comm::check(MPI_Bcast(bytes.data() + done, static_cast<int>(std::min(most, count - done)),
-                          MPI_BYTE, 0, world.native()),
-                "contents of a checkpoint");
-  }
 }
 
 // What this rank would report of its piece if it saved `targets`, and only those.
@@ -67,21 +60,21 @@ PieceSums sums_of(const StoredState& state, detail::PieceId id, int parts,
   return sums;
 }
 
-// Compares the digests of what was loaded with those of what was saved. Collective over `world`.
-void require_same_digests(const comm::Communicator& world, const Checkpoint& checkpoint,
+// Compares the digests of what was loaded with those of what was saved. Collective over `group`.
+void require_same_digests(comm::MpiTransport& group, const Checkpoint& checkpoint,
                           const StoredState& target, const layout::Place& place,
                           std::span<const Target> targets) {
   // Every rank has its part of the shard, slices or not.
   const int parts = target.grid.replicas();
   detail::Packer report;
-  comm::agree(world, [&] {
+  comm::agree(group, comparing, [&] {
     const detail::PieceId id{place.shard, place.group};
     report.put(detail::piece_index(id, parts));
     report.put(sums_of(target, id, parts, targets).part_crcs);
   });
-  const auto reports = detail::gather(world, report.bytes());
-  comm::agree(world, [&] {
-    if (world.rank() != 0) return;
+  const auto reports = group.gather(report.bytes(), 0, {comm::Purpose::agreement, comparing, 0});
+  comm::agree(group, comparing, [&] {
+    if (group.rank() != 0) return;
     std::vector<PieceSums> sums(reports.size());
     for (const std::vector<std::byte>& bytes : reports) {
       detail::Unpacker from(bytes);
@@ -115,24 +108,25 @@ void require_same_digests(const comm::Communicator& world, const Checkpoint& che
 
 }  // namespace
 
-std::optional<Checkpoint> load(const comm::Communicator& world,
-                               const std::filesystem::path& directory, const StoredState& target,
-                               const layout::Place& place, std::span<const Target> targets,
-                               const Broadcast& broadcast, std::optional<std::int64_t> step,
-                               const LogSink& log, SystemCalls& calls) {
+std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem::path& directory,
+                               const StoredState& target, const layout::Place& place,
+                               std::span<const Target> targets, const Broadcast& broadcast,
+                               std::optional<std::int64_t> step, const LogSink& log,
+                               SystemCalls& calls) {
   std::vector<std::int64_t> steps;
-  comm::agree(world, [&] {
-    if (step) {
-      steps = {*step};
-    } else if (world.rank() == 0) {
-      steps = list_steps(directory);
-    }
-  });
-  auto count = static_cast<std::int64_t>(steps.size());
-  comm::check(MPI_Bcast(&count, 1, MPI_INT64_T, 0, world.native()), "steps of a directory");
-  steps.resize(static_cast<std::size_t>(count));
-  comm::check(MPI_Bcast(steps.data(), static_cast<int>(count), MPI_INT64_T, 0, world.native()),
-              "steps of a directory");
+  if (step) {
+    steps = {*step};
+  } else {
+    std::vector<std::byte> found;
+    comm::agree_patiently(group, listing, [&] {
+      if (group.rank() != 0) return;
+      const auto here = std::as_bytes(std::span(steps = list_steps(directory)));
+      found.assign(here.begin(), here.end());
+    });
+    comm::broadcast(group, found, 0, listing);
+    steps.resize(found.size() / sizeof(std::int64_t));
+    if (!found.empty()) std::memcpy(steps.data(), found.data(), found.size());
+  }
 
   const int replicas = target.grid.replicas();
   // A slice belongs to one replica alone.
@@ -140,7 +134,7 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
     return broadcast && replicas > 1 && to.range == target.shard(to.buffer, place.shard);
   };
   const auto pass_over = [&](std::int64_t damaged, const Error& error) {
-    if (!log || world.rank() != 0) return;
+    if (!log || group.rank() != 0) return;
     log(LogLevel::warning, std::string(error.what()) + "; step " + std::to_string(damaged) +
                                " is passed over for an older one");
   };
@@ -149,16 +143,13 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
     const bool last = i + 1 == steps.size();
     std::optional<Checkpoint> checkpoint;
     try {
-      std::vector<std::byte> packed;
-      comm::agree(world, [&] {
-        if (world.rank() != 0) return;
-        checkpoint.emplace(Checkpoint::open(calls, folder));
-        packed = checkpoint->packed();
+      std::vector<std::byte> bytes;
+      comm::agree_patiently(group, opening, [&] {
+        if (group.rank() == 0) bytes = Checkpoint::fetch(calls, folder);
       });
-      broadcast_bytes(world, packed);
-      comm::agree(world, [&] {
-        if (world.rank() != 0) checkpoint.emplace(Checkpoint::receive(calls, folder, packed));
-      });
+      comm::broadcast(group, bytes, 0, opening);
+      comm::agree(group, opening,
+                  [&] { checkpoint.emplace(Checkpoint::receive(calls, folder, bytes)); });
     } catch (const CommError&) {
       throw;
     } catch (const Error& error) {
@@ -167,9 +158,9 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
       continue;
     }
     // A model that is another is no damage, which an older step could mend.
-    comm::agree(world, [&] { checkpoint->require_same_tensors(target); });
+    comm::agree(group, opening, [&] { checkpoint->require_same_tensors(target); });
     try {
-      comm::agree(world, [&] {
+      comm::agree_patiently(group, reading, [&] {
         std::vector<Target> own;
         for (Target to : targets) {
           if (is_shared(to)) {
@@ -200,7 +191,7 @@ std::optional<Checkpoint> load(const comm::Communicator& world,
         broadcast(to.data + (part.offset - to.range.offset) * width, part.length * width, replica);
       }
     }
-    require_same_digests(world, *checkpoint, target, place, targets);
+    require_same_digests(group, *checkpoint, target, place, targets);
     return checkpoint;
   }
   return {};

@@ -4,7 +4,7 @@
 #include <mics/base/log.hpp>
 #include <mics/checkpoint/reader.hpp>
 #include <mics/checkpoint/stored_state.hpp>
-#include <mics/comm/communicator.hpp>
+#include <mics/comm/mpi_transport.hpp>
 #include <mics/layout/group_layout.hpp>
 
 #include <cstdint>
@@ -22,11 +22,11 @@ using Broadcast = std::function<void(void* data, std::int64_t bytes, int root)>;
 /// Fills the memory of all ranks of a job from a directory: from the newest step that verifies, in
 /// whatever layout it was saved. A damaged step costs a warning, and the next older one is taken.
 ///
-/// Collective over `world`; blocks. Replicas read each byte once: each reads its part of the shard,
-/// then they share. Every block is verified before it is used; at the end the digests of what lies
-/// in memory, in the new layout, are compared with those of the save, but for arrays whose dtype
-/// changed. Memory: two buffers of 8 MiB a rank, the manifest. Cost: 1/R of the shard read from
-/// disk, one broadcast of each part, one pass over 1/R of the shard in memory.
+/// Collective over `group`, all ranks of the job; blocks. Replicas read each byte once: each reads
+/// its part of the shard, then they share. Every block is verified before it is used; at the end
+/// the digests of what lies in memory, in the new layout, are compared with those of the save, but
+/// for arrays whose dtype changed. Memory: two buffers of 8 MiB a rank, the manifest. Cost: 1/R of
+/// the shard read from disk, one broadcast of each part, one pass over 1/R of the shard in memory.
 /// \param target     describes the memory; the same on every rank
 /// \param place      of this rank: shard and, as group, replica
 /// \param targets    host memory of this rank's shard (or slice); arrays that are left out are not
@@ -37,8 +37,9 @@ using Broadcast = std::function<void(void* data, std::int64_t bytes, int root)>;
 ///         was asked for. The same on every rank
 /// \throws FormatError on every rank if the step asked for, or every step, is damaged (the memory's
 ///         contents are then undefined), or if the model is another (the memory is as it was);
-///         IoError if the directory cannot be read
-[[nodiscard]] std::optional<Checkpoint> load(const comm::Communicator& world,
+///         IoError if the directory cannot be read; CommError if a rank is gone or does not come,
+///         within the transport's time limit: how long disks take does not count
+[[nodiscard]] std::optional<Checkpoint> load(comm::MpiTransport& group,
                                              const std::filesystem::path& directory,
                                              const StoredState& target, const layout::Place& place,
                                              std::span<const Target> targets,

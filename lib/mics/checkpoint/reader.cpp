@@ -353,10 +353,15 @@ Checkpoint::Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit 
 }
 
 Checkpoint Checkpoint::open(SystemCalls& calls, const std::filesystem::path& folder) {
+  return receive(calls, folder, fetch(calls, folder));
+}
+
+// The length of COMMIT, COMMIT, the manifest.
+std::vector<std::byte> Checkpoint::fetch(SystemCalls& calls, const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / commit_name;
   const std::vector<std::byte> text = read_file(calls, path, std::int64_t{1} << 30);
-  Commit commit = parse_commit({reinterpret_cast<const char*>(text.data()), text.size()},
-                               in_quotes(path.string()));
+  const Commit commit = parse_commit({reinterpret_cast<const char*>(text.data()), text.size()},
+                                     in_quotes(path.string()));
   // Where a copy of a step was renamed, its own number counts, and misleads.
   const auto number = parse_step_name(folder.filename().string());
   if (number && *number != commit.step) {
@@ -376,16 +381,11 @@ Checkpoint Checkpoint::open(SystemCalls& calls, const std::filesystem::path& fol
   if (!commit.files.empty()) {
     manifest = read_file(calls, folder / detail::manifest_name, commit.files.front().bytes);
   }
-  return {calls, folder, std::move(commit), std::move(manifest)};
-}
-
-std::vector<std::byte> Checkpoint::packed() const {
-  const std::string text = to_text(commit_);
   const auto length = static_cast<std::uint64_t>(text.size());
-  std::vector<std::byte> bytes(sizeof(length) + text.size());
+  std::vector<std::byte> bytes(sizeof(length));
   std::memcpy(bytes.data(), &length, sizeof(length));
-  std::memcpy(bytes.data() + sizeof(length), text.data(), text.size());
-  bytes.insert(bytes.end(), manifest_.begin(), manifest_.end());
+  bytes.insert(bytes.end(), text.begin(), text.end());
+  bytes.insert(bytes.end(), manifest.begin(), manifest.end());
   return bytes;
 }
 
@@ -395,7 +395,7 @@ Checkpoint Checkpoint::receive(SystemCalls& calls, const std::filesystem::path& 
   if (bytes.size() >= sizeof(length)) std::memcpy(&length, bytes.data(), sizeof(length));
   if (bytes.size() < sizeof(length) || length > bytes.size() - sizeof(length)) {
     raise<ArgumentError>({.object = "packed checkpoint",
-                          .expected = "the bytes of packed()",
+                          .expected = "the bytes of fetch()",
                           .found = std::to_string(bytes.size()) + " others"});
   }
   const std::span<const std::byte> text = bytes.subspan(sizeof(length), length);

@@ -50,9 +50,11 @@ class Checkpoint {
   /// \throws FormatError if something is damaged, missing or of another version, naming it; IoError
   [[nodiscard]] static Checkpoint open(SystemCalls& calls, const std::filesystem::path& folder);
 
-  /// The bytes from which receive() makes the same object on another rank.
-  [[nodiscard]] std::vector<std::byte> packed() const;
-  /// \param bytes  what packed() gave on the rank that opened the step
+  /// The half of open() that waits for the disk, without libhdf5: the bytes from which receive()
+  /// makes the object, here or on another rank. \throws as open()
+  [[nodiscard]] static std::vector<std::byte> fetch(SystemCalls& calls,
+                                                    const std::filesystem::path& folder);
+  /// The other half. \param bytes  what fetch() gave
   [[nodiscard]] static Checkpoint receive(SystemCalls& calls, const std::filesystem::path& folder,
                                           std::span<const std::byte> bytes);
 

@@ -2,21 +2,44 @@
 #include <mics/base/error.hpp>
 #include <mics/base/hash.hpp>
 #include <mics/checkpoint/crc32c.hpp>
-#include <mics/checkpoint/detail/gather.hpp>
 #include <mics/checkpoint/detail/packing.hpp>
 #include <mics/checkpoint/saver.hpp>
 #include <mics/comm/agreement.hpp>
 #include <mics/state/checksum.hpp>
 
-#include <algorithm>
 #include <chrono>
-#include <limits>
+#include <cstring>
+#include <utility>
 
 namespace mics::checkpoint {
 namespace {
 
 using detail::Packer;
 using detail::Unpacker;
+
+// The stages of a save as messages name them.
+constexpr const char* opening = "a checkpoint's directory";
+constexpr const char* state_to_save = "description of the state to save";
+constexpr const char* beginning = "the start of a save";
+constexpr const char* laying_out = "the files of a save";
+constexpr const char* writing = "the pieces of a save";
+constexpr const char* committing = "the commit of a save";
+constexpr const char* giving_up = "the end of a save that failed";
+
+template <class T>
+bool is_ready(const std::future<T>& future) {
+  return !future.valid() || future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+}
+
+std::vector<std::byte> bytes_of_text(const std::string& text) {
+  std::vector<std::byte> bytes(text.size());
+  std::memcpy(bytes.data(), text.data(), text.size());
+  return bytes;
+}
+
+std::string text_of(const std::vector<std::byte>& bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
 
 void pack(Packer& to, const PieceSums& sums) {
   to.put(sums.crc);
@@ -61,24 +84,34 @@ void require_same_replicas(std::span<const std::uint64_t> checksums, std::span<c
 
 }  // namespace
 
-template <class Action>
-void Saver::agree(Action&& action) {
-  comm::agree(world_, std::forward<Action>(action));
+Saver::Saver(comm::MpiTransport& group, std::filesystem::path directory, SaveOptions options,
+             LogSink log, SystemCalls& calls)
+    : group_(group), options_(options), log_(std::move(log)), calls_(calls) {
+  const LogSink keep = [this](LogLevel level, std::string_view line) {
+    const std::lock_guard lock(lines_mutex_);
+    lines_.emplace_back(level, line);
+  };
+  comm::agree_patiently(group_, opening, [&] {
+    if (group_.rank() == 0) directory_.emplace(calls_, std::move(directory), keep);
+  });
+  tell();
 }
 
-Saver::Saver(const comm::Communicator& world, std::filesystem::path directory, SaveOptions options,
-             LogSink log, SystemCalls& calls)
-    : world_(world), options_(options), log_(std::move(log)), calls_(calls) {
-  agree([&] {
-    if (world_.rank() == 0) directory_.emplace(calls_, std::move(directory), log_);
-  });
+void Saver::tell() {
+  std::vector<std::pair<LogLevel, std::string>> lines;
+  {
+    const std::lock_guard lock(lines_mutex_);
+    lines.swap(lines_);
+  }
+  if (!log_) return;
+  for (const auto& [level, line] : lines) log_(level, line);
 }
 
 Saver::~Saver() {
   if (stage_ == Stage::idle) return;
   if (written_.valid()) written_.wait();
   if (committed_.valid()) committed_.wait();
-  if (stage_ == Stage::writing && world_.rank() == 0 && log_) {
+  if (stage_ == Stage::writing && group_.rank() == 0 && log_) {
     try {
       log_(LogLevel::warning,
            "save of step " + std::to_string(step_) + " was not waited for and is not committed");
@@ -89,7 +122,7 @@ Saver::~Saver() {
 
 void Saver::begin(const StoredState& state, const layout::Place& place,
                   std::span<const Source> sources, bool copy) {
-  agree([&] {
+  comm::agree(group_, beginning, [&] {
     if (stage_ != Stage::idle) {
       raise<StateError>({.object = "save of step " + std::to_string(state.step),
                          .expected = "no other save under way",
@@ -100,32 +133,28 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
   });
   const std::string description =
       detail::to_json({.state = state, .id = {}, .parts = 1, .pieces = {}, .blobs = {}});
-  comm::require_same(world_,
+  comm::require_same(group_,
                      hex(crc32c(std::as_bytes(std::span(description.data(), description.size())))),
-                     "description of the state to save");
+                     state_to_save);
 
   step_ = state.step;
   tau_ = place.shard;
   shards_ = state.grid.shard_size;
   parts_ = parts_of_shard(state, options_.size);
-  std::string names;
-  agree([&] {
-    if (world_.rank() != 0) return;
+  std::vector<std::byte> names;
+  comm::agree_patiently(group_, beginning, [&] {
+    if (group_.rank() != 0) return;
     id_ = make_save_id();
     folder_ = directory_->begin(step_, id_);
-    names = id_ + folder_.string();
+    names = bytes_of_text(id_ + folder_.string());
   });
-  auto length = static_cast<std::int64_t>(names.size());
-  comm::check(MPI_Bcast(&length, 1, MPI_INT64_T, 0, world_.native()), "name of a save");
-  names.resize(static_cast<std::size_t>(length));
-  comm::check(MPI_Bcast(names.data(), static_cast<int>(length), MPI_CHAR, 0, world_.native()),
-              "name of a save");
-  id_ = names.substr(0, 16);
-  folder_ = names.substr(16);
+  comm::broadcast(group_, names, 0, beginning);
+  id_ = text_of(names).substr(0, 16);
+  folder_ = text_of(names).substr(16);
 
   try {
     Packer report;
-    agree([&] {
+    comm::agree(group_, laying_out, [&] {
       checksum_ = state.grid.replicas() > 1 ? replicated_checksum(state, tau_, sources) : 0;
       writer_.reset();
       const auto part = part_of_replica(place.group, state.grid.replicas(), parts_);
@@ -147,9 +176,10 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
       report.put(writer_->piece().bytes);
       report.put(writer_->piece().offsets);
     });
-    const auto reports = detail::gather(world_, report.bytes());
-    agree([&] {
-      if (world_.rank() != 0) return;
+    const auto reports =
+        group_.gather(report.bytes(), 0, {comm::Purpose::agreement, laying_out, 0});
+    comm::agree(group_, laying_out, [&] {
+      if (group_.rank() != 0) return;
       std::vector<detail::Piece> pieces(static_cast<std::size_t>(shards_ * parts_));
       for (const std::vector<std::byte>& bytes : reports) {
         Unpacker from(bytes);
@@ -179,43 +209,49 @@ void Saver::give_up() {
   writer_.reset();
   step_writer_.reset();
   stage_ = Stage::idle;
-  if (world_.rank() == 0) directory_->abandon(folder_);
+  comm::agree_patiently(group_, giving_up, [&] {
+    if (group_.rank() == 0) directory_->abandon(folder_);
+  });
+  tell();
 }
 
 void Saver::save(const StoredState& state, const layout::Place& place,
                  std::span<const Source> sources) {
   begin(state, place, sources, false);
-  stage_ = Stage::writing;
-  std::promise<PieceSums> done;
-  written_ = done.get_future();
-  try {
-    done.set_value(writer_ ? writer_->write(calls_, folder_) : PieceSums{});
-  } catch (...) {
-    done.set_exception(std::current_exception());
-  }
+  write_pieces();
   wait();
 }
 
 void Saver::start(const StoredState& state, const layout::Place& place,
                   std::span<const Source> sources) {
   begin(state, place, sources, true);
+  write_pieces();
+}
+
+void Saver::write_pieces() {
   stage_ = Stage::writing;
-  written_ = std::async(std::launch::async,
-                        [this] { return writer_ ? writer_->write(calls_, folder_) : PieceSums{}; });
+  try {
+    written_ = comm::on_helper_thread(
+        [this] { return writer_ ? writer_->write(calls_, folder_) : PieceSums{}; });
+  } catch (...) {  // no thread: known to all when they hand over
+    std::promise<PieceSums> failed;
+    failed.set_exception(std::current_exception());
+    written_ = failed.get_future();
+  }
 }
 
 void Saver::hand_over() {
   Packer report;
-  agree([&] {
+  comm::agree(group_, writing, [&] {
     const PieceSums sums = written_.get();
     report.put(tau_);
     report.put(checksum_);
     report.put(writer_ ? detail::piece_index(writer_->id(), parts_) : -1);
     pack(report, sums);
   });
-  const auto reports = detail::gather(world_, report.bytes());
-  agree([&] {
-    if (world_.rank() != 0) return;
+  const auto reports = group_.gather(report.bytes(), 0, {comm::Purpose::agreement, writing, 0});
+  comm::agree(group_, writing, [&] {
+    if (group_.rank() != 0) return;
     sums_.assign(static_cast<std::size_t>(shards_ * parts_), {});
     std::vector<std::uint64_t> checksums;
     std::vector<int> shards;
@@ -231,7 +267,7 @@ void Saver::hand_over() {
       from.get(sums.part_crcs);
     }
     require_same_replicas(checksums, shards, shards_, step_);
-    committed_ = std::async(std::launch::async, [this] {
+    committed_ = comm::on_helper_thread([this] {
       const Commit commit = step_writer_->complete(sums_);
       std::filesystem::path step = directory_->commit(folder_, commit, step_writer_->manifest());
       directory_->retain(step_, options_.retention);
@@ -242,31 +278,24 @@ void Saver::hand_over() {
 }
 
 SaveProgress Saver::finish() {
-  std::string folder;
-  agree([&] {
-    if (world_.rank() == 0) folder = committed_.get().string();
+  std::vector<std::byte> folder;
+  comm::agree(group_, committing, [&] {
+    if (group_.rank() == 0) folder = bytes_of_text(committed_.get().string());
   });
-  auto length = static_cast<std::int64_t>(folder.size());
-  comm::check(MPI_Bcast(&length, 1, MPI_INT64_T, 0, world_.native()), "end of a save");
-  folder.resize(static_cast<std::size_t>(length));
-  comm::check(MPI_Bcast(folder.data(), static_cast<int>(length), MPI_CHAR, 0, world_.native()),
-              "end of a save");
+  comm::broadcast(group_, folder, 0, committing);
   writer_.reset();
   step_writer_.reset();
   stage_ = Stage::idle;
-  return {SavePhase::committed, step_, {}, folder};
+  tell();
+  return {SavePhase::committed, step_, {}, text_of(folder)};
 }
 
 SaveProgress Saver::poll() {
   if (stage_ == Stage::idle) return {};
-  const auto is_ready = [](const auto& future) {
-    return !future.valid() || future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
-  };
-  const std::int32_t mine = stage_ == Stage::writing ? is_ready(written_) : is_ready(committed_);
-  std::int32_t all = 0;
-  comm::check(MPI_Allreduce(&mine, &all, 1, MPI_INT32_T, MPI_MIN, world_.native()),
-              "progress of a save");
-  if (all == 0) return {SavePhase::staged, step_};
+  const bool ready = stage_ == Stage::writing ? is_ready(written_) : is_ready(committed_);
+  if (!comm::all_of(group_, ready, stage_ == Stage::writing ? writing : committing)) {
+    return {SavePhase::staged, step_};
+  }
   try {
     if (stage_ == Stage::committing) return finish();
     hand_over();
@@ -274,15 +303,22 @@ SaveProgress Saver::poll() {
   } catch (const CommError&) {
     throw;
   } catch (const std::exception& error) {
+    const std::string text = error.what();
     give_up();
-    return {SavePhase::failed, step_, error.what()};
+    return {SavePhase::failed, step_, text};
   }
 }
 
 SaveProgress Saver::wait() {
   try {
-    if (stage_ == Stage::writing) hand_over();
-    if (stage_ == Stage::committing) return finish();
+    if (stage_ == Stage::writing) {
+      comm::wait_for_all(group_, written_, writing);
+      hand_over();
+    }
+    if (stage_ == Stage::committing) {
+      comm::wait_for_all(group_, committed_, committing);
+      return finish();
+    }
   } catch (const CommError&) {
     throw;
   } catch (const std::exception&) {

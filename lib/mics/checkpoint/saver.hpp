@@ -6,7 +6,7 @@
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/stored_state.hpp>
 #include <mics/checkpoint/writer.hpp>
-#include <mics/comm/communicator.hpp>
+#include <mics/comm/mpi_transport.hpp>
 #include <mics/layout/group_layout.hpp>
 
 #include <cstddef>
@@ -14,9 +14,11 @@
 #include <filesystem>
 #include <future>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace mics::checkpoint {
@@ -43,18 +45,25 @@ struct SaveProgress {
 };
 
 /// Saves the state of one job to one directory: every rank writes its piece, rank 0 commits. Calls
-/// MPI and libhdf5 on the caller's thread only; a helper thread writes bytes. One save is under way
-/// at a time. Every function but progress() is collective over the communicator, blocks for small
-/// messages, and after a failure of one rank throws or returns the same on all.
+/// MPI and libhdf5 on the caller's thread only; what waits for a disk runs on a helper thread. One
+/// save is under way at a time. Functions that are not said to be local are collective over the
+/// group, block for small messages, and after a failure of one rank throw or return the same on
+/// all.
 ///
-///   Saver saver(world, "run/checkpoints", {.retention = {.keep = 3}}, log);
+/// A rank that is gone or does not come ends every function in CommError on the others, within the
+/// transport's time limit; how long disks take does not count. A save that ends so is committed
+/// whole or not at all, and earlier steps stay. After a CommError the object can only be destroyed,
+/// and until then the memory to write must live on.
+///
+///   Saver saver(group, "run/checkpoints", {.retention = {.keep = 3}}, log);
 ///   saver.start(state, place, sources);       // returns when the state may change
 ///   ... saver.poll() once a step ...          // commits as soon as all have written
 ///   saver.wait();                             // or blocks until it is committed
 class Saver {
  public:
-  /// Rank 0 makes and locks the directory. \throws StateError if another job saves there; IoError
-  Saver(const comm::Communicator& world, std::filesystem::path directory, SaveOptions options,
+  /// Rank 0 makes and locks the directory. \param group  all ranks of the job; outlives the object
+  /// \throws StateError if another job saves there; IoError
+  Saver(comm::MpiTransport& group, std::filesystem::path directory, SaveOptions options,
         LogSink log, SystemCalls& calls = SystemCalls::native());
   Saver(const Saver&) = delete;
   Saver& operator=(const Saver&) = delete;
@@ -80,7 +89,7 @@ class Saver {
   void start(const StoredState& state, const layout::Place& place, std::span<const Source> sources);
 
   /// Takes a save under way further, without waiting for disks. Tells `committed` and `failed`
-  /// once. Cost: nothing where no save is under way, else one all-reduce of 4 bytes.
+  /// once. Cost: nothing where no save is under way, else one exchange of 1 byte a rank.
   SaveProgress poll();
 
   /// Takes a save under way to its end. \throws IoError, FormatError as save() if it failed
@@ -94,18 +103,21 @@ class Saver {
 
   void begin(const StoredState& state, const layout::Place& place, std::span<const Source> sources,
              bool copy);
+  void write_pieces();
   // Collective: gathers what the writers report and lets rank 0 commit.
   void hand_over();
   void give_up();
   SaveProgress finish();
-  template <class Action>
-  void agree(Action&& action);
+  // What the helper thread had to say is told on the caller's.
+  void tell();
 
-  const comm::Communicator& world_;
+  comm::MpiTransport& group_;
   SaveOptions options_;
   LogSink log_;
   SystemCalls& calls_;
-  std::optional<DirectoryWriter> directory_;  // rank 0
+  std::mutex lines_mutex_;
+  std::vector<std::pair<LogLevel, std::string>> lines_;  // not told yet; guarded by lines_mutex_
+  std::optional<DirectoryWriter> directory_;             // rank 0
 
   Stage stage_ = Stage::idle;
   std::int64_t step_ = 0;

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/comm/agreement.hpp>
+#include <mics/comm/operation_log.hpp>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <new>
+#include <tuple>
 #include <vector>
 
 namespace mics::comm {
@@ -44,6 +49,33 @@ Kind kind_of(const std::exception& error) {
   throw Error(text);
 }
 
+// What an exception says, and its class.
+std::pair<std::string, Kind> description_of(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& error) {
+    return {error.what(), kind_of(error)};
+  } catch (...) {
+    return {"an exception that is no std::exception", Kind::other};
+  }
+}
+
+// Throws if the bytes of rank `rank` are not those of rank 0.
+void compare(std::string_view bytes, std::string_view expected, int rank, std::string_view what) {
+  if (bytes == expected) return;
+  const auto position = static_cast<std::size_t>(
+      std::mismatch(bytes.begin(), bytes.end(), expected.begin(), expected.end()).first -
+      bytes.begin());
+  const auto excerpt = [&](std::string_view text) {
+    const std::size_t begin = position < 12 ? 0 : position - 12;
+    return in_quotes(text.substr(std::min(begin, text.size()), 32));
+  };
+  raise<ArgumentError>({.object = std::string(what),
+                        .expected = "the same on every rank: " + excerpt(expected) + " as rank 0",
+                        .found = excerpt(bytes) + " on rank " + std::to_string(rank),
+                        .remedy = "give every rank the same input"});
+}
+
 }  // namespace
 
 namespace detail {
@@ -58,14 +90,9 @@ void agree_on(const Communicator& comm, std::exception_ptr local) {
   std::string text;
   std::int32_t header[2] = {0, 0};
   if (comm.rank() == lowest) {
-    try {
-      std::rethrow_exception(local);
-    } catch (const std::exception& error) {
-      text = error.what();
-      header[0] = static_cast<std::int32_t>(kind_of(error));
-    } catch (...) {
-      text = "an exception that is no std::exception";
-    }
+    Kind kind = Kind::other;
+    std::tie(text, kind) = description_of(local);
+    header[0] = static_cast<std::int32_t>(kind);
     header[1] = static_cast<std::int32_t>(text.size());
   }
   check(MPI_Bcast(header, 2, MPI_INT32_T, lowest, comm.native()), "agreement");
@@ -75,7 +102,51 @@ void agree_on(const Communicator& comm, std::exception_ptr local) {
   throw_as(static_cast<Kind>(header[0]), text);
 }
 
+void agree_on(Transport& group, std::string_view what, std::exception_ptr local) {
+  const std::uint8_t failed = local ? 1 : 0;
+  std::vector<std::uint8_t> all(static_cast<std::size_t>(group.size()));
+  group.all_gather_small(&failed, all.data(), 1, {Purpose::agreement, what, 1});
+  const auto lowest = std::find(all.begin(), all.end(), std::uint8_t{1}) - all.begin();
+  if (lowest == std::ssize(all)) return;
+
+  // The class, then the text.
+  std::vector<std::byte> message;
+  if (group.rank() == lowest) {
+    const auto [text, kind] = description_of(local);
+    message.resize(1 + text.size());
+    message[0] = static_cast<std::byte>(kind);
+    std::memcpy(message.data() + 1, text.data(), text.size());
+  }
+  broadcast(group, message, static_cast<int>(lowest), what);
+  if (group.rank() == lowest) std::rethrow_exception(local);
+  throw_as(static_cast<Kind>(message[0]),
+           {reinterpret_cast<const char*>(message.data()) + 1, message.size() - 1});
+}
+
+std::chrono::microseconds pause_before(int round) {
+  // One part in twenty of what was waited already, so that short waits end soon, and at most what
+  // costs a long one nothing.
+  constexpr double shortest = 100;
+  constexpr double longest = 10'000;
+  return std::chrono::microseconds(static_cast<std::int64_t>(
+      std::min(longest, shortest * std::pow(1.05, std::min(round, 1000)))));
+}
+
 }  // namespace detail
+
+void broadcast(Transport& group, std::vector<std::byte>& bytes, int root, std::string_view what) {
+  auto count = static_cast<std::int64_t>(bytes.size());
+  group.broadcast(&count, sizeof(count), root, {Purpose::agreement, what, sizeof(count)});
+  bytes.resize(static_cast<std::size_t>(count));
+  group.broadcast(bytes.data(), count, root, {Purpose::agreement, what, count});
+}
+
+bool all_of(Transport& group, bool mine, std::string_view what) {
+  const std::uint8_t here = mine ? 1 : 0;
+  std::vector<std::uint8_t> all(static_cast<std::size_t>(group.size()));
+  group.all_gather_small(&here, all.data(), 1, {Purpose::agreement, what, 1});
+  return std::find(all.begin(), all.end(), std::uint8_t{0}) == all.end();
+}
 
 void require_same(const Communicator& comm, std::string_view bytes, std::string_view what) {
   auto length = static_cast<std::int64_t>(bytes.size());
@@ -84,20 +155,18 @@ void require_same(const Communicator& comm, std::string_view bytes, std::string_
   if (comm.rank() == 0) std::copy(bytes.begin(), bytes.end(), first.begin());
   check(MPI_Bcast(first.data(), static_cast<int>(length), MPI_CHAR, 0, comm.native()),
         "require_same");
-  agree(comm, [&] {
-    const std::string_view expected(first.data(), first.size());
-    if (bytes == expected) return;
-    const auto position = static_cast<std::size_t>(
-        std::mismatch(bytes.begin(), bytes.end(), expected.begin(), expected.end()).first -
-        bytes.begin());
-    const auto excerpt = [&](std::string_view text) {
-      const std::size_t begin = position < 12 ? 0 : position - 12;
-      return in_quotes(text.substr(std::min(begin, text.size()), 32));
-    };
-    raise<ArgumentError>({.object = std::string(what),
-                          .expected = "the same on every rank: " + excerpt(expected) + " as rank 0",
-                          .found = excerpt(bytes) + " on rank " + std::to_string(comm.rank()),
-                          .remedy = "give every rank the same input"});
+  agree(comm, [&] { compare(bytes, {first.data(), first.size()}, comm.rank(), what); });
+}
+
+void require_same(Transport& group, std::string_view bytes, std::string_view what) {
+  std::vector<std::byte> first;
+  if (group.rank() == 0) {
+    first.resize(bytes.size());
+    std::memcpy(first.data(), bytes.data(), bytes.size());
+  }
+  broadcast(group, first, 0, what);
+  agree(group, what, [&] {
+    compare(bytes, {reinterpret_cast<const char*>(first.data()), first.size()}, group.rank(), what);
   });
 }
 

@@ -621,6 +621,31 @@ void MpiTransport::broadcast(void* data, std::int64_t bytes, int root, const Ope
   requests.wait();
 }
 
+std::vector<std::vector<std::byte>> MpiTransport::gather(std::span<const std::byte> mine, int root,
+                                                         const Operation& operation) {
+  const std::int64_t bytes = std::ssize(mine);
+  std::vector<std::int64_t> sizes(static_cast<std::size_t>(comm_.size()));
+  all_gather_small(&bytes, sizes.data(), sizeof(bytes), operation);
+  Requests requests(*this, operation, next_tag(operation));
+  std::vector<std::vector<std::byte>> all;
+  if (comm_.rank() != root) {
+    requests.send(mine.data(), bytes, root);
+  } else {
+    all.resize(sizes.size());
+    for (int member = 0; member < comm_.size(); ++member) {
+      std::vector<std::byte>& to = all[static_cast<std::size_t>(member)];
+      if (member == root) {
+        to.assign(mine.begin(), mine.end());
+        continue;
+      }
+      to.resize(static_cast<std::size_t>(sizes[static_cast<std::size_t>(member)]));
+      requests.receive(to.data(), std::ssize(to), member);
+    }
+  }
+  requests.wait();
+  return all;
+}
+
 void MpiTransport::barrier(const Operation& operation) {
   std::vector<std::byte> all(static_cast<std::size_t>(comm_.size()));
   const std::byte here{1};

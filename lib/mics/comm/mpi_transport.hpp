@@ -8,6 +8,7 @@
 #include <mics/comm/transport.hpp>
 
 #include <chrono>
+#include <cstddef>
 #include <memory>
 #include <span>
 #include <vector>
@@ -54,6 +55,11 @@ class MpiTransport final : public Transport {
                         const Operation& operation) override;
   void broadcast(void* data, std::int64_t bytes, int root, const Operation& operation) override;
   void barrier(const Operation& operation) override;
+
+  /// The bytes of every rank, any number of them each, in rank order on `root`; none elsewhere.
+  /// Host memory. Collective as a Transport's functions are; a message for each rank.
+  [[nodiscard]] std::vector<std::vector<std::byte>> gather(std::span<const std::byte> mine,
+                                                           int root, const Operation& operation);
 
   [[nodiscard]] std::uint64_t fingerprint() const override { return history_; }
 

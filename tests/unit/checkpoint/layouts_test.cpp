@@ -109,8 +109,8 @@ TEST(Layouts, ValuesAndBlobsComeBack) {
   Memory memory(state);
   memory.fill();
   DirectoryWriter directory(calls, scratch.path(), {});
-  const Checkpoint opened = Checkpoint::open(calls, save(calls, directory, state, memory));
-  const Checkpoint checkpoint = Checkpoint::receive(calls, opened.folder(), opened.packed());
+  const std::filesystem::path step = save(calls, directory, state, memory);
+  const Checkpoint checkpoint = Checkpoint::receive(calls, step, Checkpoint::fetch(calls, step));
   EXPECT_EQ(checkpoint.state().values.integers, state.values.integers);
   EXPECT_EQ(checkpoint.state().values.texts, state.values.texts);
   const auto& reals = checkpoint.state().values.reals.at("loss_scale");

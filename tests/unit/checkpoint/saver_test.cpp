@@ -76,7 +76,7 @@ class SaverTest : public testing::Test {
   std::optional<Checkpoint> load_into(Rank& rank, std::optional<std::int64_t> step = {}) {
     const comm::Communicator replicas = world_.split(rank.place.shard, rank.place.group);
     return load(
-        world_, directory_, rank.state, rank.place, rank.targets(),
+        group_, directory_, rank.state, rank.place, rank.targets(),
         [&](void* data, std::int64_t bytes, int root) {
           MPI_Bcast(data, static_cast<int>(bytes), MPI_BYTE, root, replicas.native());
         },
@@ -84,6 +84,11 @@ class SaverTest : public testing::Test {
   }
 
   comm::Communicator world_ = comm::Communicator::duplicate(MPI_COMM_WORLD);
+  comm::FailureChannel failures_{world_};
+  comm::OperationLog operations_;
+  comm::MpiTransport group_{comm::Communicator::duplicate(world_.native()),
+                            std::vector<int>(static_cast<std::size_t>(world_.size())),
+                            {&failures_, &operations_}};
   std::optional<ScratchFolder> scratch_;
   std::filesystem::path directory_;
   std::vector<std::string> warnings_;
@@ -91,7 +96,7 @@ class SaverTest : public testing::Test {
 };
 
 TEST_F(SaverTest, EveryPlacementLoadsWhatEveryOtherSaved) {
-  Saver saver(world_, directory_, {.retention = {.keep = 2}, .size = {.min_bytes = 0}}, log_);
+  Saver saver(group_, directory_, {.retention = {.keep = 2}, .size = {.min_bytes = 0}}, log_);
   std::int64_t step = 0;
   std::optional<std::uint32_t> digest;
   for (const Placement& from : placements()) {
@@ -113,7 +118,7 @@ TEST_F(SaverTest, EveryPlacementLoadsWhatEveryOtherSaved) {
 }
 
 TEST_F(SaverTest, WhatWasStagedIsSavedWhateverComesAfter) {
-  Saver saver(world_, directory_, {.size = {.min_bytes = 0}}, log_);
+  Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_);
   Rank rank(world_, {world_.size(), 1}, 5);
   rank.memory.fill();
   saver.start(rank.state, rank.place, rank.sources());
@@ -131,7 +136,7 @@ TEST_F(SaverTest, WhatWasStagedIsSavedWhateverComesAfter) {
 
 TEST_F(SaverTest, ReplicasThatDifferAreNotSaved) {
   if (world_.size() == 1) return;  // it has no replica
-  Saver saver(world_, directory_, {.size = {.min_bytes = 0}}, log_);
+  Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_);
   Rank rank(world_, {world_.size(), 1}, 5);
   rank.memory.fill();
   const int odd = world_.size() - 1;
@@ -163,7 +168,7 @@ class FullDisk : public SystemCalls {
 
 TEST_F(SaverTest, AFullDiskOfOneRankIsAnErrorOfAllAndTheNextSaveWorks) {
   FullDisk calls;
-  Saver saver(world_, directory_, {.size = {.min_bytes = 0}}, log_, calls);
+  Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_, calls);
   Rank rank(world_, {world_.size(), world_.size()}, 5);
   rank.memory.fill();
   saver.save(rank.state, rank.place, rank.sources());
@@ -183,7 +188,7 @@ TEST_F(SaverTest, AFullDiskOfOneRankIsAnErrorOfAllAndTheNextSaveWorks) {
 }
 
 TEST_F(SaverTest, ADamagedStepGivesWayToTheOneBefore) {
-  Saver saver(world_, directory_, {.size = {.min_bytes = 0}}, log_);
+  Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_);
   Rank rank(world_, {world_.size(), world_.size()}, 1);
   rank.memory.fill();
   saver.save(rank.state, rank.place, rank.sources());

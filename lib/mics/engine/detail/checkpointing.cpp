@@ -84,11 +84,12 @@ void EngineState::save(const std::string& directory, const SaveRequest& request)
   require_alive();
   require_idle("save");
   quiet(exec_);
+  operations_.record({Purpose::agreement, "a checkpoint to save", 0});
   if (saver_ == nullptr || save_directory_ != directory) {
     if (saver_ != nullptr) saver_->wait();
     saver_.reset();
     saver_ = std::make_unique<checkpoint::Saver>(
-        world_, directory, checkpoint::SaveOptions{.retention = request.retention}, log_);
+        all_, directory, checkpoint::SaveOptions{.retention = request.retention}, log_);
     save_directory_ = directory;
   }
   saver_->retain(request.retention);
@@ -140,6 +141,7 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
   require_alive();
   require_idle("load");
   quiet(exec_);
+  operations_.record({Purpose::agreement, "a checkpoint to load", 0});
   wait_for(resident_readers_, "mics: leases' kernels are done before a load");
   for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) vacate(static_cast<int>(slot));
   const checkpoint::StoredState target = stored_state();
@@ -150,12 +152,12 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
                                 {Purpose::agreement, "a part of a checkpoint", bytes});
   };
   const std::optional<checkpoint::Checkpoint> loaded =
-      checkpoint::load(world_, directory, target, plan_.layout().place(world_.rank()), targets,
-                       share, request.step, log_);
+      checkpoint::load(all_, directory, target, plan_.layout().place(world_.rank()), targets, share,
+                       request.step, log_);
   if (!loaded) return {};
   const checkpoint::StoredState& stored = loaded->state();
   if (!request.weights_only) {
-    comm::agree(world_, [&] {
+    comm::agree(all_, "the values of a checkpoint", [&] {
       std::vector<std::int64_t> updates(buffers_.size());
       for (std::size_t b = 0; b < buffers_.size(); ++b) {
         updates[b] = loaded->updates_for(target, static_cast<int>(b));

@@ -102,6 +102,8 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       }()),
       groups_(world_, plan_.layout(), nodes_, plan_.two_stage(),
               {&failures_, &operations_, to_milliseconds(config.timeout)}),
+      all_(comm::Communicator::duplicate(world_.native()), nodes_,
+           {&failures_, &operations_, to_milliseconds(config.timeout)}),
       schedule_(model.units(), config.slots, plan_.request().prefetch, !config.debug),
       rate_schedule_(config.schedule, config.optimizer.learning_rate),
       scaler_(config.loss_scale),

@@ -3,6 +3,7 @@
 
 #include <mics/comm/communicator.hpp>
 #include <mics/comm/failure_channel.hpp>
+#include <mics/comm/mpi_transport.hpp>
 #include <mics/comm/operation_log.hpp>
 #include <mics/comm/transport.hpp>
 #include <mics/comm/watchdog.hpp>
@@ -206,6 +207,7 @@ class EngineState {
   Plan plan_;
   state::Arena arena_;
   parallel::ProcessGroups groups_;
+  comm::MpiTransport all_;  // every rank, for checkpoints
   parallel::SlotSchedule schedule_;
 
   std::vector<Buffer> buffers_;
