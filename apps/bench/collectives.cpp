@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/comm/communicator.hpp>
 #include <mics/mics.hpp>
+#include <mics/state/arena.hpp>
 
 #include <Kokkos_Core.hpp>
 #include <bench/commands.hpp>
@@ -29,8 +30,30 @@ constexpr double reduce_16_bit_bar = 1;  // beside the bare fp32 call of as many
 // Short gathers are timed several in a row.
 constexpr std::int64_t bytes_per_timing = std::int64_t{32} << 20;
 
-template <class T>
-using HostArray = Kokkos::View<T*, Kokkos::HostSpace>;
+/// Arrays of the bare calls, in memory as an engine's: large pages, starts at multiples of 256
+/// bytes. Which pages an array lies in can make a third of the time in which it is copied, more
+/// than the race is about.
+class Arrays {
+ public:
+  template <class T>
+  using Array = Kokkos::View<T*, Kokkos::HostSpace, Kokkos::MemoryTraits<Kokkos::Unmanaged>>;
+
+  /// Room for `arrays` arrays of `count` elements of T.
+  template <class T>
+  static Arrays of(std::int64_t arrays, std::int64_t count) {
+    return Arrays(arrays * state::arena_bytes(count * static_cast<std::int64_t>(sizeof(T))));
+  }
+  template <class T>
+  Array<T> take(std::int64_t count) {
+    std::byte* data =
+        arena_.take(count * static_cast<std::int64_t>(sizeof(T)), "an array of a bare call");
+    return Array<T>(reinterpret_cast<T*>(data), static_cast<std::size_t>(count));
+  }
+
+ private:
+  explicit Arrays(std::int64_t bytes) : arena_(bytes) {}
+  state::Arena arena_;
+};
 
 /// The shard group's ranks in an order, for calls of MPI itself.
 struct BareGroup {
@@ -113,8 +136,7 @@ void report(Results& results, const std::string& operation, DType dtype, std::in
 }
 
 /// Timed: `gather` with its checks, the view, the end of the lease; beside it MPI_Allgather from
-/// two buffers in turn into the very memory into which mics gathers. Where the pages of an array
-/// lie makes up to 15 % of how fast it is written, which is more than the race is about.
+/// two buffers in turn into the very memory into which mics gathers.
 template <class T>
 void race_gather(const Session& session, const Options& options, std::int64_t bytes,
                  Results& results) {
@@ -143,8 +165,8 @@ void race_gather(const Session& session, const Options& options, std::int64_t by
   const layout::Interval shard = flat.shard(plan.layout().place(session.rank()).shard);
   const int shard_bytes = mpi_count(shard.length * static_cast<std::int64_t>(sizeof(T)));
 
-  std::array<HostArray<T>, 2> sends{HostArray<T>("send 0", shard.length),
-                                    HostArray<T>("send 1", shard.length)};
+  Arrays arrays = Arrays::of<T>(2, shard.length);
+  const std::array sends{arrays.take<T>(shard.length), arrays.take<T>(shard.length)};
   // The engine's one slot. Between leases its bytes are of no use to the engine here: the next
   // gather is always of the other unit.
   T* slot = nullptr;
@@ -187,7 +209,7 @@ void race_gather(const Session& session, const Options& options, std::int64_t by
   }
   const Times times = race(session.world(), runners, options.pairs);
 
-  const HostArray<T> expected("expected", flat.count());
+  std::vector<T> expected(static_cast<std::size_t>(flat.count()));
   engine.begin_evaluation();
   for (std::size_t i = 0; i < 2; ++i) {
     const Lease lease = engine.gather(units[i]);
@@ -253,8 +275,9 @@ void race_reduce(const Session& session, const Options& options, std::int64_t by
              norm = engine.step().get().gradient_norm;
            }}};
   const std::vector<BareGroup> groups = bare_groups(session, plan.layout());
-  const HostArray<float> send("send", flat.count());
-  const HostArray<float> result("result", flat.shard_count());
+  Arrays arrays = Arrays::of<float>(2, flat.count());
+  const auto send = arrays.take<float>(flat.count());
+  const auto result = arrays.take<float>(flat.shard_count());
   for (const BareGroup& group : groups) {
     runners.push_back({.name = group.name,
                        .run =
@@ -290,6 +313,7 @@ void race_reduce(const Session& session, const Options& options, std::int64_t by
 }  // namespace
 
 int run_collectives(const Session& session, const Options& options) {
+  share_cores_evenly(session.world());
   Results results(session, "collectives", options.json);
   results.line("mics beside MPI_Allgather and MPI_Reduce_scatter_block, " +
                std::to_string(session.size()) + " rank(s), median of " +

@@ -247,13 +247,28 @@ GptIds declare(mics::Model& model, const GptShape& shape) {
   return ids;
 }
 
+std::vector<mics::LeaseCall> training_leases(const GptIds& ids) {
+  std::vector<mics::LeaseCall> calls;
+  const auto lease = [&](const GptIds::Unit& unit) {
+    calls.push_back({unit.id});
+    calls.push_back({.unit = unit.id, .begins = false});
+  };
+  const auto layers = static_cast<int>(ids.units.size()) - 2;
+  lease(ids.embedding());
+  for (int layer = 0; layer < layers; ++layer) lease(ids.block(layer));
+  // The head reads the embedding and the last norm together.
+  calls.push_back({ids.embedding().id});
+  lease(ids.final());
+  calls.push_back({.unit = ids.embedding().id, .begins = false});
+  for (int layer = layers - 1; layer >= 0; --layer) lease(ids.block(layer));
+  return calls;
+}
+
 std::vector<mics::UnitId> training_order(const GptIds& ids) {
   std::vector<mics::UnitId> order;
-  for (const GptIds::Unit& unit : ids.units) {
-    if (unit.id != ids.final().id) order.push_back(unit.id);
+  for (const auto [unit, begins] : training_leases(ids)) {
+    if (begins) order.push_back(unit);
   }
-  order.push_back(ids.embedding().id);
-  for (std::size_t i = ids.units.size() - 1; i > 0; --i) order.push_back(ids.units[i].id);
   return order;
 }
 

@@ -32,6 +32,9 @@ struct GptIds {
 /// Declares the units and parameters of a GPT. Matrices decay, norms and biases do not.
 GptIds declare(mics::Model& model, const GptShape& shape);
 
+/// The leases that a micro-step begins and ends: for Plan::count and Plan::text.
+[[nodiscard]] std::vector<mics::LeaseCall> training_leases(const GptIds& ids);
+
 /// The units in the order in which a micro-step gathers them: for Engine::declare_order.
 [[nodiscard]] std::vector<mics::UnitId> training_order(const GptIds& ids);
 

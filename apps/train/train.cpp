@@ -290,7 +290,6 @@ class Trainer {
 
   void print_start() {
     if (!session_.is_root()) return;
-    const std::vector<UnitId> order = gpt::training_order(ids_);
     const data::TokenSequence& tokens = corpus_.tokens();
     const gpt::GptShape& shape = deck_.shape;
     const bool is_text = deck_.format == data::TokenFormat::bytes;
@@ -303,9 +302,10 @@ class Trainer {
               << tokens.unit() << ": " << corpus_.training_tokens() << " for training, "
               << corpus_.validation_window_count() << " validation windows of " << shape.positions
               << " positions\n"
-              << engine_.plan().text(order) << "batch\n  " << batch_.global << " samples a step in "
-              << batch_.micro_steps << " micro-step" << (batch_.micro_steps == 1 ? "" : "s")
-              << ", at most " << batch_.largest(session_.size()) << " a rank at once; activations "
+              << engine_.plan().text(gpt::training_leases(ids_)) << "batch\n  " << batch_.global
+              << " samples a step in " << batch_.micro_steps << " micro-step"
+              << (batch_.micro_steps == 1 ? "" : "s") << ", at most "
+              << batch_.largest(session_.size()) << " a rank at once; activations "
               << gpt_->bytes() / 1024 << " KiB a rank"
               << (deck_.recompute == gpt::Recompute::yes ? ", blocks recomputed" : "") << "\n"
               << "peak\n  " << report::rate_text(peak_flops_ / session_.size())

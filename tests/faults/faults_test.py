@@ -2,8 +2,8 @@
 """One rank of four misbehaves at one of its calls: faults_test.py AMOUNT CLIENT [LAUNCHER WORD ...]
 
 AMOUNT is quick, full or soak: a few faults drawn with a fixed seed, many, or every kind at every
-call of a small run in both layouts. MICS_FAULTS holds other ones, as in `2 skip:20:2 kill:5:0`: the
-shard size, then faults.
+call of a small run, on every rank, in both layouts. MICS_FAULTS holds other ones, as in
+`2 skip:20:2 kill:5:0`: the shard size, then faults. MICS_FAULTS_LANES launches so many at a time.
 
 Whatever the fault: the other ranks end in time, with one text that names the rank or what two ranks
 did instead of the same; a run in which nobody complains has the right parameters; the job's status
@@ -11,6 +11,8 @@ is not 0, and it leaves no process behind. A fault after which the processes liv
 another engine in the same job.
 """
 
+import concurrent.futures
+import functools
 import os
 import pathlib
 import random
@@ -32,8 +34,8 @@ CLIENT = ""
 RANKS = 4
 LAYOUTS = (2, 4)  # shard sizes
 SLOWNESS = 5 if launch.SANITIZED else 1
-TIMEOUT = 1.5 * SLOWNESS  # the engine's, in seconds
-SLACK = 1.5 * SLOWNESS  # for the agreement on a text, and a busy machine
+TIMEOUT = 1.0 * SLOWNESS  # the engine's, in seconds
+SLACK = 2.0 * SLOWNESS  # for the agreement on a text, and a busy machine
 HARD_LIMIT = 30 * SLOWNESS  # seconds a launch may show no progress
 
 # What a client may do and live on, and how long the others may take to know.
@@ -127,10 +129,20 @@ def shown(job):
     return "" if job.process.poll() is None else job.output()
 
 
+@functools.cache
 def calls():
     """(kind, argument) of all calls of the undisturbed run."""
     lines = subprocess.run([CLIENT, "--calls"], check=True, capture_output=True, text=True).stdout
     return [tuple(map(int, line.split())) for line in lines.splitlines()]
+
+
+def error_of(check, *arguments):
+    """What the check raised, None if it passed."""
+    try:
+        check(*arguments)
+        return None
+    except Exception as error:  # shown as that of a subtest
+        return error
 
 
 class Faults(unittest.TestCase):
@@ -184,42 +196,66 @@ class Faults(unittest.TestCase):
         everything = " ".join(line for _, error, line in told.values() if error == "CommError")
         self.assertRegex(everything, rf"\brank {rank}\b", f"rank {rank} is not named: {text}")
 
+    # -- many launches
+
+    def check_all(self, checks):
+        """Runs functions that return [(name, error or None)]; most of each one's time is waiting."""
+        lanes = int(os.environ.get("MICS_FAULTS_LANES", "4" if AMOUNT == "soak" else "1"))
+        with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
+            for outcome in pool.map(lambda check: check(), checks):
+                for name, error in outcome:
+                    with self.subTest(name):
+                        if error:
+                            raise error
+                self.assertTrue(outcome)
+                print(f"{outcome[0][0]} ... {len(outcome)} done", flush=True)
+
     def check_living(self, kinds, each, seed):
         """Faults that the processes survive: many in one job, each with a new engine."""
+        checks = []
         for shard_size, faults in self.drawn(kinds, each, seed):
-            for begin in range(0, len(faults), 100):
-                batch = faults[begin : begin + 100]
-                if batch:
-                    self.check_batch(shard_size, ["none", *batch, "none"])
+            for begin in range(0, len(faults), 40):
+                batch = ["none", *faults[begin : begin + 40], "none"]
+                checks.append(functools.partial(self.outcomes_of_batch, shard_size, batch))
+        self.check_all(checks)
 
-    def check_batch(self, shard_size, faults):
+    def outcomes_of_batch(self, shard_size, faults):
+        outcomes = []
         with Job(shard_size, faults) as job:
+
+            def reported(number):
+                return all(job.report(number, r) for r in range(RANKS))
+
             for number, what in enumerate(faults):
-
-                def reported():
-                    return all(job.report(number, r) for r in range(RANKS))
-
-                job.wait_until(lambda: reported() or job.process.poll() is not None, HARD_LIMIT)
-                with self.subTest(f"p={shard_size} {what}"):
-                    reports = {r: job.report(number, r) for r in range(RANKS)}
-                    if what == "none":
-                        for report in reports.values():
-                            self.assertEqual(
-                                report and report[1], "ok", f"{what} {reports}\n{shown(job)}"
-                            )
-                        continue
-                    kind, _, rank = what.split(":")
-                    started = (job.report(number, "fault") or (0,))[0]
-                    limit = {**TOLD, **NOTICED}[kind] + SLACK
-                    if kind in NOTICED:
-                        # From the first rank that waits: mics knows no wrong call before.
-                        limit += TIMEOUT
-                    self.check_reports(f"p={shard_size} {what}", reports, int(rank), started, limit)
-                if not reported():
+                job.wait_until(
+                    lambda: reported(number) or job.process.poll() is not None, HARD_LIMIT
+                )
+                name = f"p={shard_size} {what}"
+                outcomes.append((name, error_of(self.check_survived, job, number, name)))
+                if not reported(number):
                     break  # the ranks meet no more
-            status = job.end(HARD_LIMIT)
-            self.assertIsNotNone(status, f"ranks live on: {faults}")
-            self.assertNotEqual(status, 0, f"{faults}\n{job.output()}")
+            outcomes.append((f"p={shard_size} end", error_of(self.check_end, job)))
+        return outcomes
+
+    def check_survived(self, job, number, name):
+        reports = {r: job.report(number, r) for r in range(RANKS)}
+        what = job.faults[number]
+        if what == "none":
+            for report in reports.values():
+                self.assertEqual(report and report[1], "ok", f"{name} {reports}\n{shown(job)}")
+            return
+        kind, _, rank = what.split(":")
+        started = (job.report(number, "fault") or (0,))[0]
+        limit = {**TOLD, **NOTICED}[kind] + SLACK
+        if kind in NOTICED:
+            # From the first rank that waits: mics knows no wrong call before.
+            limit += TIMEOUT
+        self.check_reports(name, reports, int(rank), started, limit)
+
+    def check_end(self, job):
+        status = job.end(HARD_LIMIT)
+        self.assertIsNotNone(status, f"ranks live on: {job.faults}")
+        self.assertNotEqual(status, 0, f"{job.faults}\n{shown(job)}")
 
     # -- tests
 
@@ -229,18 +265,25 @@ class Faults(unittest.TestCase):
     def test_wrong_calls(self):
         self.check_living(NOTICED, {"quick": 1, "full": 12, "soak": 0}[AMOUNT], 2)
 
-    def check_ended(self, kind, words, each, seed, limit):
-        for shard_size, faults in self.drawn([kind], each, seed):
+    def check_ended(self, kinds, words, each, seed, limit):
+        checks = []
+        for shard_size, faults in self.drawn(kinds, each, seed):
             for what in faults:
-                with self.subTest(f"p={shard_size} {what} {' '.join(words)}"):
-                    self.check_process_that_ends(shard_size, what, words, limit)
+                name = f"p={shard_size} {' '.join(words)} {what}"
+                check = functools.partial(
+                    self.check_process_that_ends, name, shard_size, what, words, limit
+                )
+                checks.append(lambda name=name, check=check: [(name, error_of(check))])
+        self.check_all(checks)
 
-    def check_process_that_ends(self, shard_size, what, words, limit):
+    def check_process_that_ends(self, name, shard_size, what, words, limit):
         rank = int(what.split(":")[2])
         others = [r for r in range(RANKS) if r != rank]
-        name = f"p={shard_size} {' '.join(words)} {what}"
         with Job(shard_size, [what], words) as job:
-            job.wait_until(lambda: all(job.report(0, r) for r in others), HARD_LIMIT)
+            job.wait_until(
+                lambda: all(job.report(0, r) for r in others) or job.process.poll() is not None,
+                HARD_LIMIT,
+            )
             reports = {r: job.report(0, r) for r in range(RANKS)}
             started = job.report(0, "fault")
             if started is None:
@@ -258,17 +301,17 @@ class Faults(unittest.TestCase):
     # their own diagnosis.
 
     def test_killed_rank(self):
-        self.check_ended("kill", ["--enable-recovery"], self.each(), 3, TIMEOUT + SLACK)
+        self.check_ended(["kill"], ["--enable-recovery"], self.each(), 3, TIMEOUT + SLACK)
 
     def test_rank_that_exits(self):
-        self.check_ended("_exit", ["--enable-recovery"], self.each(), 4, TIMEOUT + SLACK)
-        self.check_ended("exit", ["--enable-recovery"], self.each(), 5, TIMEOUT + SLACK)
+        kinds = ["_exit", "exit"]
+        self.check_ended(kinds, ["--enable-recovery"], self.each(), 4, TIMEOUT + SLACK)
 
     def test_rank_that_stops(self):
-        self.check_ended("stop", [], self.each(), 6, TIMEOUT + SLACK)
+        self.check_ended(["stop"], [], self.each(), 6, TIMEOUT + SLACK)
 
     def test_rank_that_returns_from_main(self):
-        self.check_ended("return", [], self.each(), 7, TIMEOUT + SLACK)
+        self.check_ended(["return"], [], self.each(), 7, TIMEOUT + SLACK)
 
     def test_engine_that_one_rank_never_builds(self):
         # Nothing but the watchdog can tell: every rank is inside a call of MPI.
@@ -309,8 +352,8 @@ class Faults(unittest.TestCase):
         reason = no_ulfm()
         if reason:
             self.skipTest(reason)
-        self.check_ended("kill", ["--with-ft", "ulfm"], self.each(), 8, 1.0 * SLOWNESS)
-        self.check_ended("_exit", ["--with-ft", "ulfm"], self.each(), 9, 1.0 * SLOWNESS)
+        kinds = ["kill", "_exit"]
+        self.check_ended(kinds, ["--with-ft", "ulfm"], self.each(), 8, 1.0 * SLOWNESS)
 
     def test_killed_rank_ends_the_job(self):
         # As most jobs run: the launcher ends the others, who need not have said anything.

@@ -4,9 +4,9 @@
 //
 //   faulty_client FOLDER SHARD_SIZE TIMEOUT FAULT...      FAULT = kind:index:rank
 //
-// Every fault gets an engine of its own and two steps of two micro-steps. Rank `rank` does as
-// `kind` says at its `index`-th call that communicates; kind `none` is an undisturbed run. Each
-// rank writes what became of the run to FOLDER/<number of the fault>.<rank>, one line:
+// Every fault gets an engine of its own and two steps, of two micro-steps and of one. Rank `rank`
+// does as `kind` says at its `index`-th call that communicates; kind `none` is an undisturbed run.
+// Each rank writes what became of the run to FOLDER/<number of the fault>.<rank>, one line:
 //
 //   <seconds> ok|CommError|StateError|...  <text>
 //
@@ -103,22 +103,27 @@ struct Call {
   std::size_t argument = 0;  // unit; whether the last micro-step; number of values
 };
 
-constexpr std::size_t units = 4;
+constexpr std::size_t units = 3;  // in two slots: gathers at once, ahead of time, and not at all
 
+// The first micro-step records the order of units, the others follow it; the second step starts
+// from updated parameters.
 std::vector<Call> two_steps() {
   std::vector<Call> calls;
-  for (int step = 0; step < 2; ++step) {
-    for (const std::size_t last : {0U, 1U}) {
-      calls.push_back({Call::micro_step, last});
-      for (std::size_t u = 0; u < units; ++u) calls.push_back({Call::gather, u});
-      for (std::size_t u = units; u-- > 0;) {
-        calls.push_back({Call::gather, u});
-        calls.push_back({Call::reduce, u});
-      }
+  const auto micro_step = [&](bool last) {
+    calls.push_back({Call::micro_step, last ? 1U : 0U});
+    for (std::size_t u = 0; u < units; ++u) calls.push_back({Call::gather, u});
+    for (std::size_t u = units; u-- > 0;) {
+      calls.push_back({Call::gather, u});
+      calls.push_back({Call::reduce, u});
     }
-    calls.push_back({Call::step, 0});
-    calls.push_back({Call::sum, 3});
-  }
+  };
+  micro_step(false);
+  micro_step(true);
+  calls.push_back({Call::step, 0});
+  calls.push_back({Call::sum, 3});
+  micro_step(true);
+  calls.push_back({Call::step, 0});
+  calls.push_back({Call::sum, 3});
   return calls;
 }
 
@@ -147,7 +152,7 @@ void mutate(std::vector<Call>& calls, const Fault& fault) {
   }
 }
 
-/// Units a, b, c, d of different sizes: a sharded weight and a persistent bias each, so that every
+/// Units a, b, c of different sizes: a sharded weight and a persistent bias each, so that every
 /// purpose of communication occurs.
 struct Client {
   mics::Model model;

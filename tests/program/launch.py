@@ -173,16 +173,6 @@ def _limit_memory():
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
 
 
-def _kill_marked(mark):
-    """Ends the launcher and its ranks, which it gives process groups of their own."""
-    for folder in pathlib.Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
-                os.kill(int(folder.name), signal.SIGKILL)
-        except OSError:
-            pass  # it has ended, or is another user's
-
-
 def write_text(path, words=3000):
     """A text that a small model learns something of: words in random order."""
     choice = random.Random(1)

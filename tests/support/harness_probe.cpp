@@ -2,6 +2,7 @@
 // Tests that fail, hang and skip on purpose. harness_test.py runs them one at a time and checks
 // what the harness makes of them; nothing else runs this program.
 #include "sub_communicator.hpp"
+#include <support/job.hpp>
 
 #include <gtest/gtest.h>
 #include <mpi.h>
@@ -10,11 +11,8 @@
 
 namespace {
 
-int job_rank() {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  return rank;
-}
+using mics::test::job_rank;
+using mics::test::job_size;
 
 TEST(HarnessProbe, Passes) { EXPECT_GE(job_rank(), 0); }
 
@@ -33,10 +31,8 @@ TEST(HarnessProbe, HangsOnRankOne) {
 TEST(HarnessProbe, Skips) { GTEST_SKIP() << "as intended"; }
 
 TEST(HarnessProbe, SeesEveryWorldSize) {
-  int job_size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &job_size);
   int calls = 0;
-  mics::test::for_each_world_size(job_size + 1, [&](MPI_Comm comm) {
+  mics::test::for_each_world_size(job_size() + 1, [&](MPI_Comm comm) {
     ++calls;
     int size = 0;
     MPI_Comm_size(comm, &size);
@@ -46,7 +42,7 @@ TEST(HarnessProbe, SeesEveryWorldSize) {
 
     EXPECT_EQ(sum, size);
   });
-  EXPECT_EQ(calls, job_size - job_rank());  // rank r is in the sizes r + 1 ... job_size
+  EXPECT_EQ(calls, job_size() - job_rank());  // rank r is in the sizes r + 1 ... job_size
 }
 
 }  // namespace

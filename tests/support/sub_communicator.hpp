@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <support/job.hpp>
+
 #include <gtest/gtest.h>
 #include <mpi.h>
 
@@ -38,12 +40,11 @@ class SubCommunicator {
 /// than most tests. Ranks outside a sub-communicator wait for the next size.
 template <class Body>
 void for_each_world_size(int max_size, Body&& body) {
-  int job_size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &job_size);
-  for (int size = 1; size <= std::min(max_size, job_size); ++size) {
+  const int ranks = job_size();
+  for (int size = 1; size <= std::min(max_size, ranks); ++size) {
     const SubCommunicator comm(MPI_COMM_WORLD, size);
     if (!comm.is_member()) continue;
-    SCOPED_TRACE("on " + std::to_string(size) + " of " + std::to_string(job_size) + " ranks");
+    SCOPED_TRACE("on " + std::to_string(size) + " of " + std::to_string(ranks) + " ranks");
     body(comm.native());
   }
 }

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 
 namespace mics::comm {
@@ -27,6 +28,10 @@ constexpr std::int64_t max_staging_bytes = std::int64_t{32} << 20;
 constexpr int polls_between_checks = 64;
 // A rank that has waited so long looks for messages that it does not expect.
 constexpr std::chrono::milliseconds patience{50};
+// A rank that has waited so long leaves its core to others between looks: what it waits for is a
+// computation or a fault, not a message that is under way.
+constexpr std::chrono::milliseconds long_wait{200};
+constexpr std::chrono::microseconds nap{200};
 // Longer than a busy machine keeps a process from running.
 constexpr std::chrono::milliseconds absence{500};
 // Ranks that a message about missing ones names.
@@ -98,6 +103,7 @@ class MpiTransport::Requests {
         next_look = now + patience;
         failures.wait_for(&operation_, [this] { return missing_world_ranks(); });
       }
+      if (now - started > long_wait) std::this_thread::sleep_for(nap);
       if (now < next_look) continue;
       next_look = now + patience;
       look_for_other_operations();

@@ -192,7 +192,7 @@ bool Plan::master_is_compute(int buffer) const {
   return master_dtype(buffer) == flat_.buffer(buffer).dtype;
 }
 
-CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) const {
+CollectiveCounts Plan::count(std::span<const LeaseCall> calls, int micro_steps) const {
   CollectiveCounts counts;
   const int units = static_cast<int>(unit_needs_slot_.size());
   parallel::SlotSchedule schedule(units, request_.slots, request_.prefetch, !request_.debug);
@@ -203,13 +203,23 @@ CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) con
   };
   const auto one_pass = [&] {
     schedule.begin(parallel::Pass::training);
-    for (const UnitId unit : order) {
+    for (const auto [unit, begins] : calls) {
       if (!unit_needs_slot_[static_cast<std::size_t>(unit.value)]) continue;
-      if (schedule.acquire(unit.value).fetch) fetched(unit.value);
+      if (!begins) {
+        schedule.release(unit.value, false);
+        continue;
+      }
+      const auto acquired = schedule.acquire(unit.value);
+      if (acquired.slot < 0) {
+        raise<ArgumentError>({.object = "leases of a pass",
+                              .expected = "at most " + plural(request_.slots, "unit") + " at once",
+                              .found = "one more",
+                              .remedy = "set \"slots\" to as many as are open together"});
+      }
+      if (acquired.fetch) fetched(unit.value);
       for (auto next = schedule.next_prefetch(); next.unit >= 0; next = schedule.next_prefetch()) {
         fetched(next.unit);
       }
-      schedule.release(unit.value, false);
     }
     schedule.end();
     if (schedule.has_unconfirmed()) schedule.confirm();
@@ -232,6 +242,15 @@ CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) con
   return counts;
 }
 
+CollectiveCounts Plan::count(std::span<const UnitId> order, int micro_steps) const {
+  std::vector<LeaseCall> calls;
+  for (const UnitId unit : order) {
+    calls.push_back({unit});
+    calls.push_back({.unit = unit, .begins = false});
+  }
+  return count(calls, micro_steps);
+}
+
 CollectiveCounts Plan::count(int micro_steps) const {
   std::vector<UnitId> order;
   const int units = static_cast<int>(unit_needs_slot_.size());
@@ -240,7 +259,7 @@ CollectiveCounts Plan::count(int micro_steps) const {
   return count(order, micro_steps);
 }
 
-std::string Plan::text(std::span<const UnitId> order) const {
+std::string Plan::text(std::span<const LeaseCall> calls) const {
   const int p = layout_.shard_size();
   const int replicas = layout_.replicas();
   std::string out;
@@ -296,13 +315,14 @@ std::string Plan::text(std::span<const UnitId> order) const {
                human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
                ", scratch " + human(memory_.scratch) + ", staging " + human(memory_.staging));
   const CollectiveCounts counts =
-      order.empty() ? count(request_.micro_steps) : count(order, request_.micro_steps);
+      calls.empty() ? count(request_.micro_steps) : count(calls, request_.micro_steps);
   line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
                      " reduce-scatters (hop 1), " + std::to_string(counts.hop2) +
                      " replica reductions (hop 2), " + std::to_string(counts.norm) +
                      " small exchanges; " + plural(request_.micro_steps, "micro-step") +
-                     (order.empty() ? ", forward in order of declaration, backward in reverse"
-                                    : ", units in the declared order"));
+                     (calls.empty() ? ", forward in order of declaration, backward in reverse, "
+                                      "one lease at a time"
+                                    : ", leases as declared"));
   line("transport",
        "MPI, host memory; reductions block the caller, prefetched gathers progress "
        "inside mics calls");

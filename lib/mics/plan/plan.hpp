@@ -45,6 +45,12 @@ struct CollectiveCounts {
   friend bool operator==(const CollectiveCounts&, const CollectiveCounts&) = default;
 };
 
+/// A call of a pass that begins or ends a lease on a unit.
+struct LeaseCall {
+  UnitId unit;
+  bool begins = true;
+};
+
 /// Bytes of one rank, by purpose. All but `staging` lie in the arena.
 struct MemoryPlan {
   std::int64_t compute_shards = 0;
@@ -98,16 +104,19 @@ class Plan {
   /// Bytes of gradients of resident buffers of this rank, by buffer, in arena bytes.
   [[nodiscard]] bool has_resident_gradient(int buffer) const;
 
-  /// Collectives of a steady-state step of `micro_steps` micro-steps in each of which units are
-  /// gathered in `order`, one lease at a time, and every unit is reduced once. A model that holds
-  /// two leases at once may gather more often where nothing is prefetched.
+  /// Collectives of a steady-state step of `micro_steps` micro-steps, each of which makes `calls`
+  /// and reduces every unit once.
+  /// \throws ArgumentError if more leases are open at once than there are slots
+  [[nodiscard]] CollectiveCounts count(std::span<const LeaseCall> calls, int micro_steps) const;
+  /// The same for leases that follow one another: each unit of `order` is released before the next
+  /// one is gathered. Leases that overlap keep slots from other units and may cost more gathers.
   [[nodiscard]] CollectiveCounts count(std::span<const UnitId> order, int micro_steps) const;
   /// `count` for a forward pass in the order of declaration and a backward pass in reverse.
   [[nodiscard]] CollectiveCounts count(int micro_steps) const;
 
-  /// The plan as text for people, several lines. \param order  of gathers in a micro-step; empty:
-  /// forward in the order of declaration, backward in reverse
-  [[nodiscard]] std::string text(std::span<const UnitId> order = {}) const;
+  /// The plan as text for people, several lines. \param calls  of a micro-step; empty: one lease
+  /// after another, forward in the order of declaration, backward in reverse
+  [[nodiscard]] std::string text(std::span<const LeaseCall> calls = {}) const;
 
  private:
   // How many addends the factor of hop 1 makes room for.

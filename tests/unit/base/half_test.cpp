@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/half.hpp>
+#include <mics/base/rounding.hpp>
 
 #include <gtest/gtest.h>
 
@@ -145,6 +146,25 @@ TYPED_TEST(HalfTest, KeepsNansAndInfinities) {
   EXPECT_TRUE(std::isnan(static_cast<float>(TypeParam(low_payload))));
   EXPECT_EQ(static_cast<float>(TypeParam(infinity)), infinity);
   EXPECT_EQ(static_cast<float>(TypeParam(-infinity)), -infinity);
+}
+
+TYPED_TEST(HalfTest, ArraysRoundAsTheirElements) {
+  // Lengths around those of vectors of all widths, bit patterns of every exponent.
+  for (const std::int64_t count : {0, 1, 7, 16, 31, 33, 64, 65, 100'000}) {
+    std::vector<float> wide;
+    for (std::int64_t i = 0; i < count; ++i) {
+      wide.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(i) * 2654435761U));
+    }
+    std::vector<TypeParam> narrow(wide.size() + 1);
+    narrow.back() = from_bits<TypeParam>(0x1234);
+
+    round_all(wide.data(), narrow.data(), count);
+
+    for (std::size_t i = 0; i < wide.size(); ++i) {
+      ASSERT_EQ(narrow[i].bits, TypeParam(wide[i]).bits) << wide[i];
+    }
+    ASSERT_EQ(narrow.back().bits, 0x1234) << "written beyond " << count << " elements";
+  }
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <mics/comm/failure_channel.hpp>
 #include <mics/comm/mpi_transport.hpp>
 #include <mics/comm/operation_log.hpp>
+#include <support/job.hpp>
 
 #include <mpi.h>
 
@@ -14,16 +15,8 @@
 
 namespace mics::comm::test {
 
-[[nodiscard]] inline int job_rank() {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  return rank;
-}
-[[nodiscard]] inline int job_size() {
-  int size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  return size;
-}
+using mics::test::job_rank;
+using mics::test::job_size;
 
 /// Pretended nodes of the ranks: what decides between a direct exchange and a ring.
 struct Nodes {

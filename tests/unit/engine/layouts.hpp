@@ -3,8 +3,7 @@
 
 #include "small_net.hpp"
 #include <mics/mics.hpp>
-
-#include <mpi.h>
+#include <support/job.hpp>
 
 #include <array>
 #include <cstdint>
@@ -12,17 +11,6 @@
 #include <vector>
 
 namespace mics::test {
-
-[[nodiscard]] inline int job_rank() {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  return rank;
-}
-[[nodiscard]] inline int job_size() {
-  int size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  return size;
-}
 
 /// W ranks on nodes of `node_size`, shard groups of p.
 struct Shape {

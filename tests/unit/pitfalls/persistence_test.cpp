@@ -2,6 +2,7 @@
 // Pitfalls of parameters that stay gathered.
 #include "pitfall.hpp"
 #include <mics/mics.hpp>
+#include <support/shared_folder.hpp>
 
 #include <gtest/gtest.h>
 
@@ -91,8 +92,7 @@ class BadMemory final : public optim::Optimizer {
 
 // Guards the gathers after a repair: what a replica was given by the others shows in everything
 // that stays gathered, on every rank of its shard group. Seen to fail with only updated steps
-// gathered anew, and with the shard group not told of a repair. A load replaces the state in the
-// same way.
+// gathered anew, and with the shard group not told of a repair.
 TEST(Pitfall, P27PersistentParametersAreRefreshedAfterARepair) {
   const Toy toy(2);
   for (const Layout& layout : pitfall_layouts()) {
@@ -120,6 +120,31 @@ TEST(Pitfall, P27PersistentParametersAreRefreshedAfterARepair) {
       expect_gathered(engine, toy, skip ? -2 : -3, "after the repair");
       expect_same_on_all_ranks(state_of(engine), "state");
     }
+  }
+}
+
+// Guards the gathers after a load: what stays gathered shows the values of the file at once, in the
+// engine that saved them and in one that never held them. Seen to fail with the gather after a load
+// left out.
+TEST(Pitfall, P27PersistentParametersAreRefreshedAfterALoad) {
+  const Toy toy(2);
+  for (const Layout& layout : pitfall_layouts()) {
+    SCOPED_TRACE(layout.text());
+    const SharedFolder folder;
+    Engine engine(MPI_COMM_WORLD, toy.model, persistent_config(layout));
+    for (int step = 0; step < 2; ++step) (void)toy_step(engine, toy, 0.5F);
+    engine.save(folder.in("checkpoints"));
+    (void)toy_step(engine, toy, 0.5F);
+    expect_gathered(engine, toy, -1.5, "before the load");
+
+    (void)engine.load(folder.in("checkpoints"));
+    expect_gathered(engine, toy, -1, "after the load");
+
+    Engine other(MPI_COMM_WORLD, toy.model, persistent_config(layout));
+    (void)other.load(folder.in("checkpoints"));
+    expect_gathered(other, toy, -1, "after the load into another engine");
+    EXPECT_FALSE(toy_step(other, toy, 0.5F).skipped);
+    expect_gathered(other, toy, -1.5, "a step later");
   }
 }
 

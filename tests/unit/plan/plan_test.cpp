@@ -126,6 +126,38 @@ TEST(PlanTest, MoreSlotsNeverMeanMoreGathers) {
   EXPECT_EQ(before, 7) << "with a slot for each unit, one gather a step";
 }
 
+TEST(PlanTest, LeasesThatOverlapKeepTheirSlots) {
+  // a, b, a and c together, b in two slots, nothing ahead. In turn: c takes the place of b or of a,
+  // whichever is needed last, and b lies there still. With a held open, c can only push out b.
+  const Plan plan(chain(3, 512), groups(4, 4, 4), [] {
+    PlanRequest r = request();
+    r.prefetch = 0;
+    return r;
+  }());
+  const UnitId a{0}, b{1}, c{2};
+  const auto end = [](UnitId unit) { return LeaseCall{.unit = unit, .begins = false}; };
+  const std::vector<UnitId> in_turn{a, b, a, c, b};
+  const std::vector<LeaseCall> held{{a}, end(a), {b},    end(b), {a},
+                                    {c}, end(c), end(a), {b},    end(b)};
+
+  EXPECT_EQ(plan.count(in_turn, 1).gather, 3);
+  EXPECT_EQ(plan.count(held, 1).gather, 4);
+  EXPECT_NE(plan.text(held).find("4 gathers"), std::string::npos);
+}
+
+TEST(PlanTest, RefusesMoreLeasesAtOnceThanSlots) {
+  const Plan plan(chain(3, 512), groups(4, 4, 4), request());
+  const std::vector<LeaseCall> calls{{UnitId{0}}, {UnitId{1}}, {UnitId{2}}};
+
+  try {
+    (void)plan.count(calls, 1);
+    ADD_FAILURE() << "expected an exception";
+  } catch (const ArgumentError& error) {
+    EXPECT_NE(std::string(error.what()).find("at most 2 units at once"), std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(PlanTest, OneRankMakesNoCollectives) {
   const Plan plan(chain(4, 1024), groups(1, 1, 1), request());
 

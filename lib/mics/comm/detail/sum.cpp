@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/rounding.hpp>
 #include <mics/comm/detail/sum.hpp>
 
 #include <Kokkos_Core.hpp>
@@ -12,28 +13,6 @@ namespace {
 
 // Partial sums of one block stay in registers and first-level cache while the sources stream by.
 constexpr std::int64_t block = 2048;
-
-// Rounding to 16 bits is integer arithmetic, the same bits on every CPU, and too slow on the oldest
-// ones.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define MICS_FOR_EACH_X86_64 \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define MICS_FOR_EACH_X86_64
-#endif
-MICS_FOR_EACH_X86_64 void round_block(const float* wide, bf16* narrow, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) narrow[i] = bf16(wide[i]);
-}
-MICS_FOR_EACH_X86_64 void round_block(const float* wide, fp16* narrow, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) narrow[i] = fp16(wide[i]);
-}
-#undef MICS_FOR_EACH_X86_64
-
-template <class From, class To>
-void round_block(const From* wide, To* narrow, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) narrow[i] = static_cast<To>(wide[i]);
-}
 
 template <class Source, class Sum>
 void add_block(const Source* source, Sum factor, Sum* partial, std::int64_t n) {
@@ -89,7 +68,7 @@ void sum_typed(std::span<const void* const> sources, Sum factor, Result* result,
         partial[at] = static_cast<Sum>(out[i]) + partial[at];
       }
     }
-    round_block(partial.data(), out, n);
+    round_all(partial.data(), out, n);
   });
 }
 

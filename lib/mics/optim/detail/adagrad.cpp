@@ -18,9 +18,7 @@ class Adagrad final : public BuiltIn {
     const double learning_rate = info.learning_rate;
     const double gradient_scale = info.gradient_scale;
     sweep("mics::optim::adagrad", slice, config().ema_decay, [=]<class T>(const Piece<T>& piece) {
-      const auto rate = static_cast<T>(learning_rate * piece.learning_rate_factor);
-      const auto decay = static_cast<T>(weight_decay * piece.weight_decay_factor);
-      const auto scale = static_cast<T>(gradient_scale);
+      const Decayed<T> in(piece, learning_rate, weight_decay, gradient_scale);
       const T eps = at_least_normal<T>(epsilon);
       const T* const gradient = piece.gradient;
       T* const weights = piece.weights;
@@ -29,10 +27,10 @@ class Adagrad final : public BuiltIn {
 #pragma GCC ivdep
       for (std::int64_t i = 0; i < count; ++i) {
         const T w = weights[i];
-        const T g = gradient[i] * scale + decay * w;
+        const T g = in.gradient(gradient[i], w);
         const T s = sums[i] + g * g;
         sums[i] = s;
-        weights[i] = w - rate * (g / (std::sqrt(s) + eps));
+        weights[i] = w - in.rate * (g / (std::sqrt(s) + eps));
       }
     });
   }

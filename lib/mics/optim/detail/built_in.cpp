@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
+#include <mics/base/rounding.hpp>
 #include <mics/optim/detail/built_in.hpp>
 #include <mics/optim/detail/sweep.hpp>
 
@@ -83,30 +84,12 @@ void BuiltIn::check(const Slice& slice, const StepInfo& info) const {
 
 namespace {
 
-// Rounding is integer arithmetic, the same bits on every CPU, and too slow on the oldest ones.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define MICS_FOR_EACH_X86_64 \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define MICS_FOR_EACH_X86_64
-#endif
-MICS_FOR_EACH_X86_64 void round_all(const float* wide, bf16* narrow, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) narrow[i] = bf16(wide[i]);
-}
-#undef MICS_FOR_EACH_X86_64
-
 template <class T>
 void write_as(const T* weights, void* compute, DType dtype, std::int64_t begin,
               std::int64_t count) {
   visit(dtype, [&](auto tag) {
     using Compute = typename decltype(tag)::type;
-    Compute* const copy = static_cast<Compute*>(compute) + begin;
-    if constexpr (std::is_same_v<T, float> && std::is_same_v<Compute, bf16>) {
-      round_all(weights, copy, count);
-    } else {
-      for (std::int64_t i = 0; i < count; ++i) copy[i] = static_cast<Compute>(weights[i]);
-    }
+    round_all(weights, static_cast<Compute*>(compute) + begin, count);
   });
 }
 

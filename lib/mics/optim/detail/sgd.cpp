@@ -28,16 +28,14 @@ class Sgd final : public BuiltIn {
     const double learning_rate = info.learning_rate;
     const double gradient_scale = info.gradient_scale;
     sweep("mics::optim::sgd", slice, config().ema_decay, [=]<class T>(const Piece<T>& piece) {
-      const auto rate = static_cast<T>(learning_rate * piece.learning_rate_factor);
-      const auto decay = static_cast<T>(weight_decay * piece.weight_decay_factor);
-      const auto scale = static_cast<T>(gradient_scale);
+      const Decayed<T> in(piece, learning_rate, weight_decay, gradient_scale);
       const T* const gradient = piece.gradient;
       T* const weights = piece.weights;
       const std::int64_t count = piece.count;
 #pragma GCC ivdep
       for (std::int64_t i = 0; i < count; ++i) {
         const T w = weights[i];
-        weights[i] = w - rate * (gradient[i] * scale + decay * w);
+        weights[i] = w - in.rate * in.gradient(gradient[i], w);
       }
     });
   }
@@ -52,9 +50,7 @@ class Sgd final : public BuiltIn {
     const double share = info.step == 1 ? 1 : 1 - config().dampening;
     sweep("mics::optim::sgd_momentum", slice, config().ema_decay,
           [=]<class T>(const Piece<T>& piece) {
-            const auto rate = static_cast<T>(learning_rate * piece.learning_rate_factor);
-            const auto decay = static_cast<T>(weight_decay * piece.weight_decay_factor);
-            const auto scale = static_cast<T>(gradient_scale);
+            const Decayed<T> in(piece, learning_rate, weight_decay, gradient_scale);
             const auto keep = static_cast<T>(momentum);
             const auto take = static_cast<T>(share);
             const T* const gradient = piece.gradient;
@@ -64,10 +60,10 @@ class Sgd final : public BuiltIn {
 #pragma GCC ivdep
             for (std::int64_t i = 0; i < count; ++i) {
               const T w = weights[i];
-              const T g = gradient[i] * scale + decay * w;
+              const T g = in.gradient(gradient[i], w);
               const T m = keep * momentum_buffer[i] + take * g;
               momentum_buffer[i] = m;
-              weights[i] = w - rate * (nesterov ? g + keep * m : m);
+              weights[i] = w - in.rate * (nesterov ? g + keep * m : m);
             }
           });
   }

@@ -31,6 +31,20 @@ struct Piece {
   std::int64_t segment = -1;  ///< index in Slice::tensors; -1 if not by tensor
 };
 
+/// What optimizers compute with whose weight decay is a part of the gradient, in the master dtype.
+template <class T>
+struct Decayed {
+  T rate;   ///< learning rate
+  T decay;  ///< weight decay
+  T scale;  ///< of stored gradients
+
+  Decayed(const Piece<T>& piece, double learning_rate, double weight_decay, double gradient_scale)
+      : rate(static_cast<T>(learning_rate * piece.learning_rate_factor)),
+        decay(static_cast<T>(weight_decay * piece.weight_decay_factor)),
+        scale(static_cast<T>(gradient_scale)) {}
+  [[nodiscard]] T gradient(T stored, T weight) const { return stored * scale + decay * weight; }
+};
+
 enum class Cut : std::uint8_t { runs, tensors };
 
 /// Gradients are converted to the master dtype so many at a time, in first-level cache.
