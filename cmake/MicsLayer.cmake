@@ -109,13 +109,16 @@ function(mics_precompile target)
   target_compile_options(${target} PRIVATE "$<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>")
 endfunction()
 
-# Sanitizer flags, where they are asked for. A layer's users get them too: a program that is not
-# instrumented cannot load an instrumented library.
+# Sanitizer flags, where they are asked for, and what libFuzzer is guided by. A layer's users get
+# them too: a program that is not instrumented cannot load an instrumented library.
 function(mics_instrument target scope)
-  if(MICS_SANITIZE)
+  if(MICS_SANITIZE OR MICS_FUZZ)
     target_compile_options(
       ${target} ${scope} -fsanitize=address,undefined -fno-sanitize-recover=undefined
       -fno-omit-frame-pointer)
     target_link_options(${target} ${scope} -fsanitize=address,undefined)
+  endif()
+  if(MICS_FUZZ)
+    target_compile_options(${target} ${scope} -fsanitize=fuzzer-no-link)
   endif()
 endfunction()

@@ -29,12 +29,17 @@ packages=(
   "libopenmpi-dev -"
   "openmpi-bin -"
   "libhdf5-dev 1.10.7"
+  "hdf5-tools -"
   "libisal-dev 2.29"
   "nlohmann-json3-dev 3.10"
   "libcli11-dev 2.1"
   "libopenblas-dev -"
   "libgtest-dev 1.12"
   "python3 -"
+)
+# Modules of Python, which belong to the release that the machine's Python is of.
+modules=(
+  "python3-h5py -"
 )
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -69,9 +74,10 @@ is_installed() {
   [[ $2 == - ]] || dpkg --compare-versions "${found#installed }" ge "$2"
 }
 
-missing_packages() {
+# missing <"package version"...>
+missing() {
   local entry
-  for entry in "${packages[@]}"; do
+  for entry in "$@"; do
     # shellcheck disable=SC2086 # two words on purpose
     is_installed $entry || printf '%s\n' "${entry% *}"
   done
@@ -130,8 +136,16 @@ signed_by() {
   [[ ! -r $file ]] || printf 'Signed-By: %s\n' "$file"
 }
 
-# Sets up apt in <folder> with trixie and sid of the mirror <uri>. The machine's own sources,
-# preferences and package lists stay as they are; its proxy and credentials are used.
+# The release whose Python is installed.
+python_release() {
+  local version
+  version=$(dpkg-query -W -f '${Version}' python3-minimal 2>/dev/null) || version=""
+  [[ $version == 3.11.* ]] && printf bookworm || printf trixie
+}
+
+# Sets up apt in <folder> with trixie and sid of the mirror <uri>, and bookworm for modules of its
+# Python. The machine's own sources, preferences and package lists stay as they are; its proxy and
+# credentials are used.
 #
 # Debian's only usable Kokkos is in unstable, its dependencies and the tools are best taken from
 # trixie. The priorities let nothing else of unstable in, and upgrade nothing that no package asks
@@ -140,8 +154,9 @@ write_private_apt() {
   local folder=$1 uri=$2 key
   key=$(signed_by "$uri")
   mkdir -p "$folder/lists/partial" "$folder/sources.d" "$folder/preferences.d"
-  local suite
-  for suite in trixie sid; do
+  local suite suites=(trixie sid)
+  [[ $(python_release) == trixie ]] || suites+=(bookworm)
+  for suite in "${suites[@]}"; do
     printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\n' "$uri" "$suite"
     printf '%s\n\n' "$key"
   done >"$folder/sources.d/mics.sources"
@@ -149,6 +164,10 @@ write_private_apt() {
 Package: *
 Pin: release n=trixie
 Pin-Priority: 90
+
+Package: *
+Pin: release n=bookworm
+Pin-Priority: 80
 
 Package: *
 Pin: release n=sid
@@ -193,20 +212,32 @@ find_mirror() {
   die "no apt source of this machine serves trixie and sid (no network, or no full mirror); the whole output is in $logs/apt-update.log"
 }
 
-# Installs the packages named, after saying what apt will change.
+# Private apt files, once, until clear_apt.
+apt_folder=""
+set_up_apt() {
+  [[ -z $apt_folder ]] || return 0
+  mkdir -p "$logs"
+  apt_folder=$(mktemp -d "${TMPDIR:-/tmp}/mics-apt.XXXXXX")
+  trap clear_apt EXIT
+  chmod 755 "$apt_folder" # apt downloads as a user of its own
+  find_mirror "$apt_folder"
+}
+
+clear_apt() {
+  [[ -z $apt_folder ]] || rm -rf "$apt_folder"
+  apt_folder=""
+  trap - EXIT
+}
+
+# install_packages <release> <package...>, after saying what apt will change.
 install_packages() {
+  local release=$1
+  shift
   command -v apt-get >/dev/null || die "missing: $*; apt-get, which would install them, is missing too"
   [[ $(id -u) == 0 ]] || die "missing: $*; run \`$0 setup\` once as root"
-  mkdir -p "$logs"
-  local folder
-  folder=$(mktemp -d "${TMPDIR:-/tmp}/mics-apt.XXXXXX")
-  # shellcheck disable=SC2064 # the folder of now
-  trap "rm -rf '$folder'" EXIT
-  chmod 755 "$folder" # apt downloads as a user of its own
-  find_mirror "$folder"
-
+  set_up_apt
   export DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l
-  local install=(apt-get "${apt_options[@]}" install -t trixie --no-install-recommends -y "$@")
+  local install=(apt-get "${apt_options[@]}" install -t "$release" --no-install-recommends -y "$@")
   logged apt-plan "${install[@]}" --simulate
   local new upgraded removed
   new=$(grep -cE '^Inst [^ ]+ \(' "$logs/apt-plan.log") || true
@@ -215,8 +246,6 @@ install_packages() {
   say "missing: $*"
   say "apt will install $new new packages, upgrade $upgraded, remove $(wc -w <<<"$removed")${removed:+:$removed}"
   logged apt-install "${install[@]}"
-  rm -rf "$folder"
-  trap - EXIT
 }
 
 # FIXME_KOKKOS(Debian 5.2.2-2): its CMake files name two static archives that the package does not
@@ -236,15 +265,22 @@ add_missing_archives() {
   done
 }
 
+# install_missing <release> <"package version"...>
+install_missing() {
+  local release=$1 names
+  shift
+  mapfile -t names < <(missing "$@")
+  ((${#names[@]} > 0)) || return 0
+  install_packages "$release" "${names[@]}"
+  mapfile -t names < <(missing "$@")
+  ((${#names[@]} == 0)) || die "the mirror has no new enough ${names[*]}"
+}
+
 set_up() {
   check_distribution
-  local missing
-  mapfile -t missing < <(missing_packages)
-  if ((${#missing[@]} > 0)); then
-    install_packages "${missing[@]}"
-    mapfile -t missing < <(missing_packages)
-    ((${#missing[@]} == 0)) || die "the mirror has no new enough ${missing[*]}"
-  fi
+  install_missing trixie "${packages[@]}"
+  install_missing "$(python_release)" "${modules[@]}"
+  clear_apt
   add_missing_archives
   say "all packages are installed"
 }

@@ -271,8 +271,9 @@ void misbehave(const Fault& fault) {
       throw Accident();
     case Kind::loop:
     case Kind::absent:
-      // Endless as far as mics can know.
+      // Endless as far as mics can know; asleep, to leave the cores to the ranks that are watched.
       while (!others_have_reported(fault)) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
       }
       break;
     default:

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "fuzz.hpp"
 #include <mics/base/error.hpp>
 #include <mics/base/json_reader.hpp>
 #include <mics/engine/config.hpp>
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -15,15 +15,12 @@ namespace {
 
 using mics::Config;
 using mics::JsonReader;
-
-void require(bool good) {
-  if (!good) std::abort();
-}
+using mics::fuzz::require;
 
 // What is promised of every error: one line that names the source.
 void check(const mics::ConfigError& error) {
   const std::string_view what = error.what();
-  require(what.find_first_of("\r\n") == std::string_view::npos);
+  mics::fuzz::require_one_line(what);
   require(what.find("fuzz.json") != std::string_view::npos ||
           what.find("argument") != std::string_view::npos);
 }
@@ -33,7 +30,7 @@ void use(const Config& config) {
   config.validate();
   require(config.report.usable());
   require(!config.describe().empty());
-  static_cast<void>(config.plan_request());
+  static_cast<void>(config.plan_request(6));
   for (const int ranks : {1, 3, 2'000'000'000}) {
     try {
       const mics::Batch batch = config.solve_batch(ranks);
@@ -79,15 +76,7 @@ void read(std::string_view text, const std::vector<std::string>& overrides) {
 
 // The bytes are JSON text; behind each byte 0xFF, which no JSON holds, stands an override.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const std::string bytes(data, data + size);
-  std::vector<std::string> parts;
-  std::size_t begin = 0;
-  while (true) {
-    const std::size_t end = bytes.find('\xFF', begin);
-    parts.push_back(bytes.substr(begin, end - begin));
-    if (end == std::string::npos) break;
-    begin = end + 1;
-  }
+  std::vector<std::string> parts = mics::fuzz::parts_of(data, size);
   const std::string text = parts.front();
   parts.erase(parts.begin());
   read(text, parts);

@@ -75,7 +75,8 @@ File::File(SystemCalls& calls, const std::filesystem::path& path, Access access)
   switch (access) {
     case Access::read:
     case Access::read_direct:
-      flags |= O_RDONLY;
+      // Not to wait for a writer where somebody put a pipe.
+      flags |= O_RDONLY | O_NONBLOCK;
       break;
     case Access::write:
     case Access::write_direct:
@@ -126,6 +127,11 @@ std::int64_t File::bytes() const {
   struct ::stat status {};
   if (uninterrupted([&] { return calls_->fstat(descriptor_, &status); }) != 0) {
     fail("tell its size", errno);
+  }
+  if (!S_ISREG(status.st_mode)) {
+    raise<FormatError>({.object = in_quotes(path_.string()),
+                        .expected = "a file",
+                        .found = S_ISDIR(status.st_mode) ? "a folder" : "a pipe or a device"});
   }
   return status.st_size;
 }

@@ -339,6 +339,7 @@ Checkpoint::Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit 
                         .expected = "the step, save and files of " + std::string(commit_name),
                         .found = "others"});
   }
+  require_room();
   for (std::size_t i = 0; i < state().tensors.size(); ++i) {
     index_[state().tensors[i].name] = static_cast<int>(i);
   }
@@ -348,6 +349,29 @@ Checkpoint::Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit 
     for (std::size_t s = 0; s < buffer.segments.size(); ++s) {
       places_[static_cast<std::size_t>(buffer.segments[s].tensor)] = {static_cast<int>(b),
                                                                       static_cast<int>(s)};
+    }
+  }
+}
+
+// Sizes that a forged description claims must not become allocations.
+void Checkpoint::require_room() const {
+  std::int64_t room = 0;
+  for (const detail::Piece& piece : contents_->description.pieces) {
+    room += std::min(piece.bytes, INT64_MAX - room);
+  }
+  const std::int64_t most = room;
+  for (const StoredBuffer& buffer : state().buffers) {
+    for (const StoredArray& array : buffer.arrays) {
+      const std::int64_t bytes = buffer.count * bytes_of(array.dtype);
+      if (bytes <= room) {
+        room -= bytes;
+        continue;
+      }
+      raise<FormatError>(
+          {.object = array.name + " of buffer " + in_quotes(buffer.name) + " in " +
+                     in_quotes((folder_ / detail::manifest_name).string()),
+           .expected = "arrays that fit into pieces of " + std::to_string(most) + " bytes",
+           .found = std::to_string(bytes) + " bytes where " + std::to_string(room) + " are left"});
     }
   }
 }

@@ -101,6 +101,7 @@ class Checkpoint {
  private:
   Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit commit,
              std::vector<std::byte> manifest);
+  void require_room() const;
 
   SystemCalls* calls_;
   std::filesystem::path folder_;

@@ -3,6 +3,7 @@
 #include <mics/checkpoint/commit.hpp>
 #include <mics/checkpoint/crc32c.hpp>
 #include <mics/checkpoint/detail/file_buffer.hpp>
+#include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/reader.hpp>
 #include <mics/checkpoint/verify.hpp>
 
@@ -16,6 +17,7 @@ namespace {
 CommittedFile measure(SystemCalls& calls, const std::filesystem::path& path,
                       std::span<std::byte> buffer) {
   const File file(calls, path, Access::read_direct);
+  static_cast<void>(file.bytes());  // throws for what has no end
   CommittedFile found{path.filename().string(), 0, 0};
   while (true) {
     const std::int64_t bytes = file.read_some(buffer, found.bytes);
@@ -58,6 +60,12 @@ std::vector<std::string> verify(SystemCalls& calls, const std::filesystem::path&
                           in_quotes(path.string()));
   } catch (const Error& damaged) {
     return {damaged.what()};
+  }
+
+  const auto number = parse_step_name(folder.filename().string());
+  if (number && *number != commit.step) {
+    add(std::string(commit_name), "step " + std::to_string(*number),
+        "step " + std::to_string(commit.step));
   }
 
   constexpr std::size_t buffer_bytes = std::size_t{8} << 20;

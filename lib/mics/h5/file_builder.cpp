@@ -79,7 +79,8 @@ FileBuilder::FileBuilder(std::string name, std::int64_t metadata_bytes)
   check(H5Pset_small_data_block_size(access.id(), 0), "set up small data of", name_);
   // Elements of small datasets need no page of their own.
   check(H5Pset_alignment(access.id(), hsize_t{1} << 16, 4096), "set the alignment of", name_);
-  file_ = File(H5Fcreate(name_.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.id()), "create", name_);
+  file_ = File(H5Fcreate(name_in_memory(name_).c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.id()),
+               "create", name_);
 }
 
 FileBuilder::~FileBuilder() = default;

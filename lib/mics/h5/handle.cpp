@@ -2,6 +2,8 @@
 #include <mics/base/error.hpp>
 #include <mics/h5/handle.hpp>
 
+#include <atomic>
+#include <cstdint>
 #include <string>
 
 namespace mics::h5 {
@@ -21,7 +23,14 @@ herr_t collect(unsigned number, const H5E_error2_t* error, void* text) {
 }  // namespace
 
 Session::Session() {
-  H5open();  // the first call of all initializes the error stack itself
+  // First of all: most calls clear the stack.
+  errors_ = H5Eget_current_stack();
+  silence();
+  has_plugins_ = H5PLget_loading_state(&plugins_) >= 0;
+  if (has_plugins_) H5PLset_loading_state(0);
+}
+
+void Session::silence() {
 #ifndef H5_NO_DEPRECATED_SYMBOLS
   H5Eauto_is_v2(H5E_DEFAULT, &version_);
   if (version_ == 0) {
@@ -35,7 +44,13 @@ Session::Session() {
 }
 
 Session::~Session() {
-  H5Eclear2(H5E_DEFAULT);
+  if (has_plugins_) H5PLset_loading_state(plugins_);
+  restore();
+  // Last of all. It closes the identifier.
+  if (errors_ >= 0) H5Eset_current_stack(errors_);
+}
+
+void Session::restore() {
 #ifndef H5_NO_DEPRECATED_SYMBOLS
   if (version_ == 0) {
     H5Eset_auto1(print_v1_, data_);
@@ -55,6 +70,11 @@ hid_t check(hid_t status, std::string_view operation, std::string_view object,
                   .expected = "libhdf5 to " + std::string(operation),
                   .found = text.empty() ? "an error without a description" : text},
                  where);
+}
+
+std::string name_in_memory(std::string_view name) {
+  static std::atomic<std::uint64_t> next{0};
+  return "/dev/null/mics-" + std::to_string(next++) + '/' + std::string(name);
 }
 
 }  // namespace mics::h5

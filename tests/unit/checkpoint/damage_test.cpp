@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -60,6 +61,25 @@ class LyingDisk : public SystemCalls {
   std::map<int, bool> lying_;
 };
 
+// Every byte where time allows (MICS_EXHAUSTIVE), else some: still all of HDF5's structures.
+std::int64_t bytes_between() {
+  if (std::getenv("MICS_EXHAUSTIVE") != nullptr) return 1;
+#ifdef __SANITIZE_ADDRESS__
+  return 53;
+#else
+  return 13;
+#endif
+}
+
+std::string contents(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void put(const std::filesystem::path& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
 class Damage : public testing::Test {
  protected:
   Damage() {
@@ -98,9 +118,21 @@ class Damage : public testing::Test {
     std::string what;
     EXPECT_FALSE(loads(disk, what)) << disk.name << ' ' << disk.flip << ' ' << disk.end;
     EXPECT_NE(what.find(disk.name), std::string::npos) << what;
+    EXPECT_EQ(what.find("libhdf5"), std::string::npos) << "it was parsed: " << what;
     const std::vector<std::string> problems = verify(disk, folder_);
     ASSERT_FALSE(problems.empty());
     EXPECT_NE(problems.front().find(disk.name), std::string::npos) << problems.front();
+  }
+
+  // The same for files that are damaged on the disk.
+  void expect_found(const std::string& name, const std::string& why) {
+    std::string what;
+    EXPECT_FALSE(loads(SystemCalls::native(), what)) << name << ' ' << why;
+    EXPECT_NE(what.find(name), std::string::npos) << why << ": " << what;
+    EXPECT_EQ(what.find("libhdf5"), std::string::npos) << "it was parsed: " << what;
+    const std::vector<std::string> found = problems();
+    ASSERT_FALSE(found.empty()) << name << ' ' << why;
+    EXPECT_NE(found.front().find(name), std::string::npos) << found.front();
   }
 
   std::vector<std::string> problems() { return verify(SystemCalls::native(), folder_); }
@@ -119,8 +151,7 @@ TEST_F(Damage, ASoundStepHasNone) {
 }
 
 TEST_F(Damage, AFlippedBitAnywhereIsFoundByName) {
-  // Every byte where time allows (MICS_EXHAUSTIVE), else every 13th: all of HDF5's structures.
-  const std::int64_t stride = std::getenv("MICS_EXHAUSTIVE") != nullptr ? 1 : 13;
+  const std::int64_t stride = bytes_between();
   for (const std::string& name : files_) {
     LyingDisk disk;
     disk.name = name;
@@ -130,7 +161,7 @@ TEST_F(Damage, AFlippedBitAnywhereIsFoundByName) {
 }
 
 TEST_F(Damage, ACutAnywhereIsFoundByName) {
-  const std::int64_t stride = std::getenv("MICS_EXHAUSTIVE") != nullptr ? 1 : 13;
+  const std::int64_t stride = bytes_between();
   for (const std::string& name : files_) {
     LyingDisk disk;
     disk.name = name;
@@ -143,13 +174,130 @@ TEST_F(Damage, AWindowOfZerosIsFoundByName) {
   for (const std::string& name : files_) {
     LyingDisk disk;
     disk.name = name;
-    std::ifstream file(folder_ / name, std::ios::binary);
-    const std::string text((std::istreambuf_iterator<char>(file)), {});
+    const std::string text = contents(folder_ / name);
     for (disk.zero = 0; disk.zero < std::ssize(text); disk.zero += 512) {
       const std::string window = text.substr(static_cast<std::size_t>(disk.zero), 4096);
       if (window.find_first_not_of('\0') == std::string::npos) continue;  // no change
       expect_found(disk);
     }
+  }
+}
+
+// As the disk has it, past the page cache: flips, cuts, what was appended, pages in each other's
+// place, and a page that the other save left there.
+TEST_F(Damage, DamageOnTheDiskIsFoundByName) {
+  constexpr std::size_t page = 4096;
+  const Commit other = Checkpoint::open(SystemCalls::native(), other_).commit();
+  for (std::size_t f = 0; f < files_.size(); ++f) {
+    const std::string& name = files_[f];
+    const std::string sound = contents(folder_ / name);
+    const auto expect_text_found = [&](const std::string& text, const std::string& why) {
+      if (text == sound) return;
+      put(folder_ / name, text);
+      expect_found(name, why);
+    };
+    for (std::size_t at = f; at < sound.size(); at += sound.size() / 7 + 1) {
+      std::string text = sound;
+      text[at] = static_cast<char>(text[at] ^ 0x10);
+      expect_text_found(text, "bit of byte " + std::to_string(at));
+      expect_text_found(sound.substr(0, at), "cut at " + std::to_string(at));
+    }
+    expect_text_found(sound + '\0', "a byte more");
+    expect_text_found("", "empty");
+    const bool is_commit = name == commit_name;
+    const std::string stale =
+        contents(other_ / (is_commit ? name : other.files[f].name)).substr(0, sound.size());
+    for (std::size_t at = 0; at + 2 * page <= sound.size(); at += page) {
+      std::string text = sound;
+      text.replace(at, page, sound, at + page, page);
+      text.replace(at + page, page, sound, at, page);
+      expect_text_found(text, "pages exchanged at " + std::to_string(at));
+      text = sound;
+      text.replace(at, page, stale, at, page);
+      expect_text_found(text, "a stale page at " + std::to_string(at));
+    }
+    put(folder_ / name, sound);
+  }
+  EXPECT_EQ(problems(), std::vector<std::string>{});
+}
+
+// Any file of this step or the next in the place of any other.
+TEST_F(Damage, AFileInThePlaceOfAnotherIsNamed) {
+  const Commit other = Checkpoint::open(SystemCalls::native(), other_).commit();
+  std::map<std::string, std::string> texts;
+  for (const std::string& name : files_) texts[name] = contents(folder_ / name);
+  texts["the next COMMIT"] = contents(other_ / commit_name);
+  for (const CommittedFile& file : other.files) {
+    texts["the next " + file.name] = contents(other_ / file.name);
+  }
+  int tried = 0;
+  for (const std::string& name : files_) {
+    for (const auto& [from, text] : texts) {
+      if (text == texts[name]) continue;
+      put(folder_ / name, text);
+      expect_found(name, from);
+      ++tried;
+    }
+    put(folder_ / name, texts[name]);
+  }
+  EXPECT_EQ(tried, 4 * 7);
+  EXPECT_EQ(problems(), std::vector<std::string>{});
+}
+
+// COMMIT and manifest of one step, pieces of another.
+TEST_F(Damage, StepsThatAreMixedAreRefused) {
+  const Commit other = Checkpoint::open(SystemCalls::native(), other_).commit();
+  for (const char* name : {"COMMIT", "manifest.h5"}) {
+    std::filesystem::copy_file(folder_ / name, other_ / name,
+                               std::filesystem::copy_options::overwrite_existing);
+  }
+  std::filesystem::rename(other_, folder_.parent_path() / "copy");
+  try {
+    static_cast<void>(Checkpoint::open(SystemCalls::native(), folder_.parent_path() / "copy"));
+    ADD_FAILURE() << "it was opened";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find(files_[1]), std::string::npos) << error.what();
+  }
+}
+
+// What is no file: nothing waits for a pipe's writer or follows a link for ever.
+TEST_F(Damage, WhatIsNoFileIsNamed) {
+  for (const std::string& name : files_) {
+    const auto path = folder_ / name;
+    const auto away = scratch_.path() / "away";
+    std::filesystem::rename(path, away);
+    ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+    expect_found(name, "a pipe");
+    std::filesystem::remove(path);
+    std::filesystem::create_directory(path);
+    expect_found(name, "a folder");
+    std::filesystem::remove(path);
+    std::filesystem::create_symlink(path, path);
+    expect_found(name, "a link to itself");
+    std::filesystem::remove(path);
+    std::filesystem::create_symlink("/dev/zero", path);
+    expect_found(name, "a device");
+    std::filesystem::remove(path);
+    std::filesystem::rename(away, path);
+  }
+}
+
+TEST_F(Damage, ADamagedStepCostsAWarningAndTheOneBeforeIsTaken) {
+  const Commit other = Checkpoint::open(SystemCalls::native(), other_).commit();
+  for (const char* name : {"COMMIT", "manifest.h5"}) {
+    std::string text = contents(other_ / name);
+    text[text.size() / 2] = static_cast<char>(text[text.size() / 2] ^ 1);
+    put(other_ / name, text);
+    std::vector<std::string> warnings;
+    const auto taken =
+        open_newest(SystemCalls::native(), other_.parent_path(),
+                    [&](LogLevel, std::string_view line) { warnings.emplace_back(line); });
+    ASSERT_TRUE(taken);
+    EXPECT_EQ(taken->state().step, 12);
+    ASSERT_EQ(warnings.size(), 1U);
+    EXPECT_NE(warnings[0].find(name), std::string::npos) << warnings[0];
+    text[text.size() / 2] = static_cast<char>(text[text.size() / 2] ^ 1);
+    put(other_ / name, text);
   }
 }
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads every tensor of a checkpoint through its manifest, with h5py and with HDF5's own tools, and
-compares the bits with those that were saved. Usage: h5py_test.py PROGRAM"""
+compares the bits with those that were saved, and with those that `mics checkpoint export` writes.
+Usage: h5py_test.py SAMPLE [MICS]"""
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -14,6 +16,10 @@ try:
 except ImportError as error:
     print(f"SKIPPED: {error}; the manifest was not read by h5py. Install python3-h5py.")
     sys.exit(77)
+for tool in ("h5dump", "h5repack"):
+    if not shutil.which(tool):
+        print(f"SKIPPED: no {tool}; nothing was read by HDF5's own tools. Install hdf5-tools.")
+        sys.exit(77)
 
 DTYPES = {"fp64": np.float64, "fp32": np.float32, "fp16": np.float16}
 
@@ -72,30 +78,65 @@ def check_hole(folder, samples):
     (folder / "away").rename(piece)
 
 
-def check_tools(folder, samples, bits, scratch):
-    """h5repack makes ordinary datasets of the views; h5dump shows the bits."""
-    done = []
-    if shutil.which("h5repack"):
-        full = scratch / "full.h5"
-        subprocess.run(["h5repack", "-l", "CONTI", folder / "manifest.h5", full], check=True)
-        with h5py.File(full, "r") as file:
-            for line in samples:
-                path, _, _, _, offset, length, *_ = line.split()
-                assert not file[path].is_virtual
-                assert raw_bits(file[path]) == bits[int(offset) : int(offset) + int(length)], path
-        done.append("h5repack")
-    if shutil.which("h5dump"):
-        path, _, _, _, offset, length, *_ = samples[0].split()
-        out = scratch / "dump.bin"
+def check_repack(folder, samples, bits, scratch):
+    """h5repack makes ordinary datasets of the views."""
+    full = scratch / "full.h5"
+    subprocess.run(["h5repack", "-l", "CONTI", folder / "manifest.h5", full], check=True)
+    # Alone: nothing of it is a view any longer.
+    with h5py.File(full, "r") as file:
+        for line in samples:
+            path, _, _, _, offset, length, *_ = line.split()
+            assert not file[path].is_virtual
+            assert raw_bits(file[path]) == bits[int(offset) : int(offset) + int(length)], path
+
+
+def check_dump(folder, samples, bits, scratch):
+    """h5dump, for those who have no Python, shows the bits of every tensor."""
+    out = scratch / "dump.bin"
+    for line in samples:
+        path, _, _, _, offset, length, *_ = line.split()
         command = ["h5dump", "-d", path, "-b", "FILE", "-o", out, folder / "manifest.h5"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        assert out.read_bytes() == bits[int(offset) : int(offset) + int(length)]
-        done.append("h5dump")
-    return done
+        dumped = out.read_bytes() if int(length) else b""
+        assert dumped == bits[int(offset) : int(offset) + int(length)], path
+
+
+def exported(file):
+    """Tensors of a safetensors file, by its specification: name -> (shape, bytes)."""
+    data = file.read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    header.pop("__metadata__")
+    return {
+        name: (entry["shape"], data[length:][slice(*entry["data_offsets"])])
+        for name, entry in header.items()
+    }
+
+
+def check_export(program, folder, samples, scratch):
+    """The views have the bits that `mics checkpoint export` writes, which is row-major."""
+    seen = 0
+    with h5py.File(folder / "manifest.h5", "r") as manifest:
+        for array in ("weights", "exp_avg", "exp_avg_sq"):
+            out = scratch / array
+            command = [program, "checkpoint", "export", folder, out, "--array", array]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            group = manifest["model" if array == "weights" else f"optimizer/{array}"]
+            for name, (shape, data) in exported(out).items():
+                dataset = group[name + "%" if f"{name}%" in group else name]
+                pairs = [dataset.id.get_type().get_size()]
+                elements = np.frombuffer(raw_bits(dataset), f"V{pairs[0]}").reshape(dataset.shape)
+                if dataset.attrs.get("layout") == b"left":
+                    elements = elements.T
+                assert np.ascontiguousarray(elements).tobytes() == data, (array, name)
+                complex_ = dataset.dtype.kind == "c"
+                assert shape == list(elements.shape) + [2] * complex_ or shape == [], (array, name)
+                seen += 1
+    assert seen == len(samples), (seen, len(samples))
 
 
 def main():
-    program = sys.argv[1]
+    program, mics = (sys.argv + [None])[1:3]
     for world, shard in ((1, 1), (4, 2), (6, 3), (8, 8)):
         with tempfile.TemporaryDirectory(prefix="mics-h5py-") as temporary:
             scratch = pathlib.Path(temporary)
@@ -109,8 +150,11 @@ def main():
             read, step = check(folder, samples, bits)
             assert read == len(samples) > 30 and step == 12
             check_hole(folder, samples)
-            tools = check_tools(folder, samples, bits, scratch)
-            print(f"world {world}, shard size {shard}: {read} tensors, {tools or 'no HDF5 tools'}")
+            check_repack(folder, samples, bits, scratch)
+            check_dump(folder, samples, bits, scratch)
+            if mics:
+                check_export(mics, folder, samples, scratch)
+            print(f"world {world}, shard size {shard}: {read} tensors")
     print(f"h5py {h5py.__version__} on HDF5 {h5py.version.hdf5_version}")
 
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// mics_checkpoint_sample DIRECTORY WORLD SHARD: saves the odd model in that layout, and puts the
-// bits of every tensor of every array beside it: sample.txt has a line for each, sample.bin the
-// bits.
+// mics_checkpoint_sample DIRECTORY WORLD SHARD [ROWS]: saves the odd model in that layout, with a
+// matrix of ROWS x 1000 if that is given, and puts the bits of every tensor of every array beside
+// it: sample.txt has a line for each, sample.bin the bits.
 #include "stored_model.hpp"
 #include <mics/base/error.hpp>
 
@@ -16,8 +16,10 @@ using namespace mics;
 using namespace mics::checkpoint;
 using namespace mics::checkpoint::test;
 
-void write(const std::filesystem::path& path, int world, int shard) {
-  const StoredState state = describe(odd_model(), {world, shard});
+void write(const std::filesystem::path& path, int world, int shard, int rows) {
+  Model model = odd_model();
+  if (rows > 0) model.parameter(model.unit("large"), "large/matrix", {rows, 1000});
+  const StoredState state = describe(model, {world, shard});
   Memory memory(state);
   memory.fill();
   DirectoryWriter directory(SystemCalls::native(), path, {});
@@ -53,12 +55,12 @@ void write(const std::filesystem::path& path, int world, int shard) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::fprintf(stderr, "usage: mics_checkpoint_sample DIRECTORY WORLD SHARD\n");
+  if (argc != 4 && argc != 5) {
+    std::fprintf(stderr, "usage: mics_checkpoint_sample DIRECTORY WORLD SHARD [ROWS]\n");
     return 2;
   }
   try {
-    write(argv[1], std::atoi(argv[2]), std::atoi(argv[3]));
+    write(argv[1], std::atoi(argv[2]), std::atoi(argv[3]), argc == 5 ? std::atoi(argv[4]) : 0);
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -48,7 +48,7 @@ std::int64_t integer(const Json& json, const char* key, std::int64_t lowest, std
     raise<FormatError>({.object = in_quotes(key) + " of the description",
                         .expected = "an integer in [" + std::to_string(lowest) + ", " +
                                     std::to_string(highest) + "]",
-                        .found = value.dump()});
+                        .found = value.dump(-1, ' ', true).substr(0, 40)});
   }
   return value.get<std::int64_t>();
 }
@@ -169,7 +169,14 @@ std::string to_json(const Description& description) {
 
 Description from_json(std::string_view text) {
   try {
-    const Json json = Json::parse(text);
+    const Json json = Json::parse(text, [](int depth, Json::parse_event_t, const Json&) {
+      // Messages and copies of a value recurse into it.
+      constexpr int most = 16;
+      if (depth <= most) return true;
+      raise<FormatError>({.object = "description of the state",
+                          .expected = "at most " + std::to_string(most) + " levels",
+                          .found = "more"});
+    });
     Description description;
     description.state = state_from(json);
     description.id = json.at("save").get<std::string>();
