@@ -2,6 +2,7 @@
 #include <mics/base/error.hpp>
 #include <mics/checkpoint/crc32c.hpp>
 #include <mics/checkpoint/detail/packing.hpp>
+#include <mics/checkpoint/detail/shared_read.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/loader.hpp>
 #include <mics/checkpoint/writer.hpp>
@@ -9,7 +10,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace mics::checkpoint {
@@ -20,22 +24,37 @@ using layout::Interval;
 // The stages of a load as messages name them.
 constexpr const char* listing = "the steps of a directory";
 constexpr const char* opening = "the contents of a checkpoint";
-constexpr const char* reading = "the bytes of a checkpoint";
 constexpr const char* comparing = "the digests of a checkpoint";
 
-// Replica `part`'s part of what all replicas need.
-Interval share_of(const Interval& range, int part, int parts) {
-  constexpr std::int64_t unit = 256;
-  const std::int64_t units = (range.length + unit - 1) / unit;
-  const auto cut = [&](std::int64_t i) {
-    return std::min(range.length, unit * (units * i / parts));
-  };
-  return {range.offset + cut(part), cut(part + 1) - cut(part)};
+// The CRC of a range that whole stretches make up; none if they do not. `sums` ascend.
+std::optional<std::uint32_t> sum_of(std::span<const ReadSum> sums, int buffer, int array,
+                                    const Interval& range, std::int64_t width) {
+  auto next = std::lower_bound(sums.begin(), sums.end(), std::tuple(buffer, array, range.offset),
+                               [](const ReadSum& sum, const auto& place) {
+                                 return std::tuple(sum.buffer, sum.array, sum.range.offset) < place;
+                               });
+  std::uint32_t crc = 0;
+  std::int64_t at = range.offset;
+  for (; at < range.end(); ++next) {
+    if (next == sums.end() || next->buffer != buffer || next->array != array ||
+        next->range.offset != at) {
+      return {};
+    }
+    crc = crc32c_combine(crc, next->crc, next->range.length * width);
+    at = next->range.end();
+  }
+  if (at != range.end()) return {};
+  return crc;
 }
 
-// What this rank would report of its piece if it saved `targets`, and only those.
+// What this rank would report of its piece if it saved `targets`, and only those. Memory that is
+// not covered by what was summed when it was read is read again.
 PieceSums sums_of(const StoredState& state, detail::PieceId id, int parts,
-                  std::span<const Target> targets) {
+                  std::span<const Target> targets, std::vector<ReadSum> known) {
+  std::sort(known.begin(), known.end(), [](const ReadSum& a, const ReadSum& b) {
+    return std::tuple(a.buffer, a.array, a.range.offset) <
+           std::tuple(b.buffer, b.array, b.range.offset);
+  });
   PieceSums sums;
   for (const detail::PieceDataset& dataset : detail::piece_contents(state, id, parts)) {
     const std::int64_t width = bytes_of(dataset.dtype);
@@ -48,6 +67,10 @@ PieceSums sums_of(const StoredState& state, detail::PieceId id, int parts,
            detail::tensor_parts(state.buffer(run.buffer), run.range)) {
         if (memory == targets.end()) {  // not asked for
           sums.part_crcs.push_back(0);
+          continue;
+        }
+        if (const auto crc = sum_of(known, run.buffer, run.array, part.range, width)) {
+          sums.part_crcs.push_back(*crc);
           continue;
         }
         const std::byte* const begin =
@@ -63,14 +86,14 @@ PieceSums sums_of(const StoredState& state, detail::PieceId id, int parts,
 // Compares the digests of what was loaded with those of what was saved. Collective over `group`.
 void require_same_digests(comm::MpiTransport& group, const Checkpoint& checkpoint,
                           const StoredState& target, const layout::Place& place,
-                          std::span<const Target> targets) {
+                          std::span<const Target> targets, std::vector<ReadSum> known) {
   // Every rank has its part of the shard, slices or not.
   const int parts = target.grid.replicas();
   detail::Packer report;
   comm::agree(group, comparing, [&] {
     const detail::PieceId id{place.shard, place.group};
     report.put(detail::piece_index(id, parts));
-    report.put(sums_of(target, id, parts, targets).part_crcs);
+    report.put(sums_of(target, id, parts, targets, std::move(known)).part_crcs);
   });
   const auto reports = group.gather(report.bytes(), 0, {comm::Purpose::agreement, comparing, 0});
   comm::agree(group, comparing, [&] {
@@ -120,11 +143,6 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
     if (!found.empty()) std::memcpy(steps.data(), found.data(), found.size());
   }
 
-  const int replicas = target.grid.replicas();
-  // A slice belongs to one replica alone.
-  const auto is_shared = [&](const Target& to) {
-    return broadcast && replicas > 1 && to.range == target.shard(to.buffer, place.shard);
-  };
   const auto pass_over = [&](std::int64_t damaged, const Error& error) {
     if (!log || group.rank() != 0) return;
     log(LogLevel::warning, std::string(error.what()) + "; step " + std::to_string(damaged) +
@@ -151,21 +169,9 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
     }
     // A model that is another is no damage, which an older step could mend.
     comm::agree(group, opening, [&] { checkpoint->require_same_tensors(target); });
+    std::vector<ReadSum> sums;
     try {
-      comm::agree_patiently(group, reading, [&] {
-        std::vector<Target> own;
-        for (Target to : targets) {
-          if (is_shared(to)) {
-            const Interval whole = to.range;
-            to.range = share_of(whole, place.group, replicas);
-            const DType dtype =
-                target.buffer(to.buffer).arrays[static_cast<std::size_t>(to.array)].dtype;
-            to.data += (to.range.offset - whole.offset) * bytes_of(dtype);
-          }
-          own.push_back(to);
-        }
-        checkpoint->read(target, own);
-      });
+      sums = detail::read_shared(group, *checkpoint, target, place, targets, broadcast);
     } catch (const CommError&) {
       throw;
     } catch (const Error& error) {
@@ -173,17 +179,7 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
       pass_over(steps[i], error);
       continue;
     }
-    for (const Target& to : targets) {
-      if (!is_shared(to)) continue;
-      const std::int64_t width =
-          bytes_of(target.buffer(to.buffer).arrays[static_cast<std::size_t>(to.array)].dtype);
-      for (int replica = 0; replica < replicas; ++replica) {
-        const Interval part = share_of(to.range, replica, replicas);
-        if (part.empty()) continue;
-        broadcast(to.data + (part.offset - to.range.offset) * width, part.length * width, replica);
-      }
-    }
-    require_same_digests(group, *checkpoint, target, place, targets);
+    require_same_digests(group, *checkpoint, target, place, targets, std::move(sums));
     return checkpoint;
   }
   return {};

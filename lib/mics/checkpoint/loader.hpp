@@ -23,10 +23,11 @@ using Broadcast = std::function<void(void* data, std::int64_t bytes, int root)>;
 /// whatever layout it was saved. A damaged step costs a warning, and the next older one is taken.
 ///
 /// Collective over `group`, all ranks of the job; blocks. Replicas read each byte once: each reads
-/// its part of the shard, then they share. Every block is verified before it is used; at the end
-/// the digests of what lies in memory, in the new layout, are compared with those of the save, but
-/// for arrays whose dtype changed. Memory: two buffers of 8 MiB a rank, the manifest. Cost: 1/R of
-/// the shard read from disk, one broadcast of each part, one pass over 1/R of the shard in memory.
+/// its part of the shard, and they share what is there while their disks go on. Every block is
+/// verified before it is used; what was put in memory is summed there, and at the end the digests of
+/// the new layout are compared with those of the save, but for arrays whose dtype changed. Memory:
+/// two buffers of 8 MiB a rank, the manifest. Cost: 1/R of the shard read from disk, the broadcasts
+/// of the last 64 MiB of the shard.
 /// \param target     describes the memory; the same on every rank
 /// \param place      of this rank: shard and, as group, replica
 /// \param targets    host memory of this rank's shard (or slice); arrays that are left out are not

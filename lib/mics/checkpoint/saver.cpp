@@ -244,6 +244,13 @@ void Saver::hand_over() {
   Packer report;
   comm::agree(group_, writing, [&] {
     const PieceSums sums = written_.get();
+    if (writer_ && !sums.direct && !told_of_cache_ && group_.rank() == 0) {
+      told_of_cache_ = true;
+      const std::lock_guard lock(lines_mutex_);
+      lines_.emplace_back(LogLevel::information,
+                          "checkpoints go through the page cache: the file system of " +
+                              in_quotes(directory_->directory().string()) + " has no direct I/O");
+    }
     report.put(tau_);
     report.put(checksum_);
     report.put(writer_ ? detail::piece_index(writer_->id(), parts_) : -1);

@@ -118,6 +118,7 @@ class Saver {
   std::mutex lines_mutex_;
   std::vector<std::pair<LogLevel, std::string>> lines_;  // not told yet; guarded by lines_mutex_
   std::optional<DirectoryWriter> directory_;             // rank 0
+  bool told_of_cache_ = false;
 
   Stage stage_ = Stage::idle;
   std::int64_t step_ = 0;

@@ -116,6 +116,8 @@ void FileBuilder::create_virtual(const std::string& path, const Datatype& type,
   const PropertyList creation(H5Pcreate(H5P_DATASET_CREATE), "create a list for", path);
   check(H5Pset_fill_value(creation.id(), type.id(), fill.data()), "set the fill value of", path);
   check(H5Pset_obj_track_times(creation.id(), 0), "set up", path);
+  // No room is left for attributes, which few of many small datasets get.
+  check(H5Pset_dset_no_attrs_hint(creation.id(), true), "set up", path);
   for (const VirtualBlock& block : blocks) {
     check(H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, block.start.data(), nullptr,
                               block.shape.data(), nullptr),

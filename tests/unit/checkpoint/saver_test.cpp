@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "stored_model.hpp"
 #include <mics/base/error.hpp>
+#include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/detail/shared_read.hpp>
 #include <mics/checkpoint/loader.hpp>
 #include <mics/checkpoint/saver.hpp>
 #include <mics/comm/communicator.hpp>
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <mpi.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <optional>
 #include <string>
@@ -92,7 +96,10 @@ class SaverTest : public testing::Test {
   std::optional<ScratchFolder> scratch_;
   std::filesystem::path directory_;
   std::vector<std::string> warnings_;
-  LogSink log_ = [this](LogLevel, std::string_view line) { warnings_.emplace_back(line); };
+  std::vector<std::string> information_;
+  LogSink log_ = [this](LogLevel level, std::string_view line) {
+    (level == LogLevel::information ? information_ : warnings_).emplace_back(line);
+  };
 };
 
 TEST_F(SaverTest, EveryPlacementLoadsWhatEveryOtherSaved) {
@@ -114,6 +121,118 @@ TEST_F(SaverTest, EveryPlacementLoadsWhatEveryOtherSaved) {
     }
   }
   EXPECT_LE(list_steps(directory_).size(), 2U);
+  EXPECT_TRUE(warnings_.empty());
+}
+
+// Batches so small that arrays are cut and sent in several.
+TEST_F(SaverTest, ReplicasSendEachOtherWhatTheyReadBatchByBatch) {
+  Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_);
+  Rank writer(world_, {world_.size(), 1}, 3);
+  writer.memory.fill();
+  saver.save(writer.state, writer.place, writer.sources());
+  const Checkpoint checkpoint = Checkpoint::open(SystemCalls::native(), directory_ / step_name(3));
+  for (const Placement& to : placements()) {
+    Rank reader(world_, to, 0);
+    const comm::Communicator replicas = world_.split(reader.place.shard, reader.place.group);
+    const auto read = [&](std::int64_t batch_bytes, int& broadcasts) {
+      for (auto& array : reader.memory.arrays())
+        std::fill(array.begin(), array.end(), std::byte{7});
+      return detail::read_shared(
+          group_, checkpoint, reader.state, reader.place, reader.targets(),
+          [&](void* data, std::int64_t bytes, int root) {
+            ++broadcasts;
+            MPI_Bcast(data, static_cast<int>(bytes), MPI_BYTE, root, replicas.native());
+          },
+          batch_bytes);
+    };
+    int at_once = 0;
+    static_cast<void>(read(std::int64_t{1} << 30, at_once));
+    int in_batches = 0;
+    const std::vector<ReadSum> sums = read(256, in_batches);
+    if (to.replicas() == 1) {
+      EXPECT_EQ(in_batches, 0);
+    } else if (to.shard == 1 && !to.over_world) {
+      EXPECT_GT(in_batches, at_once);
+    }
+    expect_filled(reader);
+    // What it summed is what lies there.
+    for (const ReadSum& sum : sums) {
+      const auto held = reader.targets();
+      const auto in = std::find_if(held.begin(), held.end(), [&](const Target& part) {
+        return part.buffer == sum.buffer && part.array == sum.array &&
+               intersection(part.range, sum.range) == sum.range;
+      });
+      ASSERT_NE(in, held.end());
+      const std::int64_t width = bytes_of(
+          reader.state.buffer(sum.buffer).arrays[static_cast<std::size_t>(sum.array)].dtype);
+      EXPECT_EQ(sum.crc, crc32c({in->data + (sum.range.offset - in->range.offset) * width,
+                                 static_cast<std::size_t>(sum.range.length * width)}));
+    }
+  }
+}
+
+TEST_F(SaverTest, AReadThatFailsOnOneRankEndsOnAll) {
+  Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_);
+  Rank writer(world_, {world_.size(), 1}, 3);
+  writer.memory.fill();
+  saver.save(writer.state, writer.place, writer.sources());
+  class FailingReads : public SystemCalls {
+   public:
+    explicit FailingReads(bool fails) : fails_(fails) {}
+    ssize_t pread(int descriptor, void* data, std::size_t bytes, off_t offset) override {
+      if (fails_) {
+        errno = EIO;
+        return -1;
+      }
+      return SystemCalls::pread(descriptor, data, bytes, offset);
+    }
+
+   private:
+    bool fails_;
+  };
+  FailingReads calls(world_.rank() == world_.size() - 1);
+  Rank reader(world_, {world_.size(), 1}, 0);
+  const std::filesystem::path folder = directory_ / step_name(3);
+  const Checkpoint checkpoint =
+      Checkpoint::receive(calls, folder, Checkpoint::fetch(SystemCalls::native(), folder));
+  std::string text;
+  try {
+    static_cast<void>(detail::read_shared(
+        group_, checkpoint, reader.state, reader.place, reader.targets(),
+        [](void*, std::int64_t, int) {}, 700));
+  } catch (const IoError& error) {
+    text = error.what();
+  }
+  EXPECT_NE(text.find("Input/output error"), std::string::npos) << text;
+  // The ranks are in step: the next read succeeds.
+  ASSERT_TRUE(load_into(reader));
+  expect_filled(reader);
+}
+
+TEST_F(SaverTest, AFileSystemWithoutDirectInputAndOutputIsNamedOnce) {
+  class NoDirect : public SystemCalls {
+    int open(const char* path, int flags, mode_t mode) override {
+      if ((flags & O_DIRECT) == 0) return SystemCalls::open(path, flags, mode);
+      errno = EINVAL;
+      return -1;
+    }
+  } calls;
+  Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_, calls);
+  Rank writer(world_, {world_.size(), 1}, 3);
+  writer.memory.fill();
+  for (writer.state.step = 3; writer.state.step < 5; ++writer.state.step) {
+    saver.save(writer.state, writer.place, writer.sources());
+  }
+  if (world_.rank() == 0) {
+    ASSERT_EQ(information_.size(), 1U);
+    EXPECT_NE(information_[0].find("through the page cache"), std::string::npos);
+    EXPECT_NE(information_[0].find(directory_.string()), std::string::npos);
+  } else {
+    EXPECT_TRUE(information_.empty());
+  }
+  Rank reader(world_, {world_.size(), 1}, 0);
+  ASSERT_TRUE(load_into(reader));
+  expect_filled(reader);
   EXPECT_TRUE(warnings_.empty());
 }
 
