@@ -152,7 +152,11 @@ TEST(ApplicationFileTest, NoticesNothingOfASave) {
     EXPECT_EQ(printed, 1);
     const Settings before = Settings::now();
     EXPECT_GT(before.errors, 0);
-    Saver saver(world, path + "/run", {.size = {.min_bytes = 0}}, {});
+    comm::FailureChannel failures(world);
+    comm::OperationLog operations;
+    comm::MpiTransport group(comm::Communicator::duplicate(world.native()), nodes,
+                             {.failures = &failures, .log = &operations});
+    Saver saver(group, path + "/run", {.size = {.min_bytes = 0}}, {});
     EXPECT_EQ(Settings::now(), before);
     saver.start(state, place, sources);
     EXPECT_EQ(Settings::now(), before);
@@ -172,7 +176,7 @@ TEST(ApplicationFileTest, NoticesNothingOfASave) {
     const comm::Communicator replicas = world.split(place.shard, place.group);
     Memory loaded(state);
     const auto checkpoint = load(
-        world, path + "/run", state, place, loaded.parts<std::byte>(place.shard, place.group, 1),
+        group, path + "/run", state, place, loaded.parts<std::byte>(place.shard, place.group, 1),
         [&](void* data, std::int64_t bytes, int root) {
           MPI_Bcast(data, static_cast<int>(bytes), MPI_BYTE, root, replicas.native());
         },
