@@ -33,7 +33,8 @@ class MemoryFile {
 
 // A deck that was accepted holds what training relies on.
 void use(const mics::apps::Deck& deck) {
-  require(!deck.text.empty() && !deck.files.empty() && !deck.sample_prompt.empty());
+  require(!deck.text.empty() && !deck.sample_prompt.empty());
+  require(deck.files.empty() == (deck.synthetic_tokens > 0));
   require(deck.shape.width % deck.shape.heads == 0 && deck.shape.vocabulary > 0);
   require(deck.steps >= 1 && deck.print_every >= 1 && deck.retention.keep >= 0);
   constexpr std::int64_t few = 10'000;

@@ -21,6 +21,7 @@ SPACK_NAMES = {
     "HDF5": "hdf5",
     "ISAL": "isa-l",
     "NCCL": "nccl",
+    "CUDAToolkit": "cuda",
     "GTest": "googletest",
     "CLI11": "cli11",
     "BLAS": "blas",
@@ -28,8 +29,8 @@ SPACK_NAMES = {
     "Threads": None,
     "mics": None,
 }
-# Dependencies that no find_package names: languages, CMake itself, and CUDA, which is Kokkos'.
-WITHOUT_FIND_PACKAGE = {"c", "cxx", "cmake", "cuda"}
+# Dependencies that no find_package names: languages and CMake itself.
+WITHOUT_FIND_PACKAGE = {"c", "cxx", "cmake"}
 # Options of the CMake files that have a variant of another name, or none.
 VARIANTS = {
     "BUILD_SHARED_LIBS": "shared",

@@ -3,6 +3,9 @@
 #include <gpt/device/products.hpp>
 
 #include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -27,6 +30,9 @@ cublasLtEpilogue_t vendor_epilogue(Epilogue epilogue) {
 }
 
 constexpr int most_candidates = 16;
+// cuBLASLt wants its workspace at a multiple of so many bytes, which memory of a view need not be.
+constexpr std::size_t workspace_alignment = 256;
+constexpr std::size_t usable_bytes = Products::workspace_bytes - workspace_alignment;
 
 // cuBLASLt's own type has no name, which nvcc does not take in containers.
 struct Algorithm {
@@ -108,9 +114,9 @@ struct Products::Plan {
       check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)),
             "cublasLtMatmulPreferenceSetAttribute");
     };
-    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{workspace_bytes});
-    // Parameters begin at multiples of 64 elements, heads of attention at less.
-    const std::uint32_t alignment = product.batch > 1 ? 16 : 128;
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{usable_bytes});
+    // What tensor cores load at once; views of parts of a buffer begin at no more.
+    const std::uint32_t alignment = 16;
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
@@ -135,7 +141,7 @@ struct Products::Plan {
     const float beta = product.add ? 1.0F : 0.0F;
     const cublasStatus_t status = cublasLtMatmul(handle, descriptor, &product.factor, x.b, b, x.a,
                                                  a, &beta, x.c == nullptr ? x.d : x.c, d, x.d, d,
-                                                 &choice.value, workspace, workspace_bytes, stream);
+                                                 &choice.value, workspace, usable_bytes, stream);
     if (status != CUBLAS_STATUS_SUCCESS) {
       throw std::runtime_error("gpt::device::Products: " + text(product) +
                                ": expected success of cublasLtMatmul, found " +
@@ -150,7 +156,11 @@ struct Products::Plan {
   bool chosen = false;
 };
 
-Products::Products(void* workspace) : workspace_(workspace) {
+Products::Products(void* workspace) {
+  const auto address = std::bit_cast<std::uintptr_t>(workspace);
+  const std::size_t misaligned = address % workspace_alignment;
+  workspace_ = static_cast<std::byte*>(workspace) +
+               (misaligned == 0 ? 0 : workspace_alignment - misaligned);
   cublasLtHandle_t handle = nullptr;
   check(cublasLtCreate(&handle), "cublasLtCreate");
   handle_ = handle;

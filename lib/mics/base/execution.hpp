@@ -65,8 +65,8 @@ class Marker {
 /// work after the application's and before it. Copies share the instance.
 class Execution {
  public:
-  /// The default instance of the default execution space.
-  Execution() : Execution(Kokkos::DefaultExecutionSpace()) {}
+  /// The default instance of the default execution space, for want of a choice.
+  Execution() : Execution(Kokkos::DefaultExecutionSpace()) { chosen_ = false; }
 
   template <class Space>
   requires Kokkos::is_execution_space_v<Space> Execution(
@@ -81,6 +81,9 @@ class Execution {
 
   /// The vendor's stream; null for an instance of the host.
   [[nodiscard]] void* stream() const { return self_->stream(); }
+
+  /// False if nobody named the instance.
+  [[nodiscard]] bool chosen() const { return chosen_; }
 
   /// The point after all work that the instance has now. Local; does not block. Cost: about a
   /// microsecond on a device.
@@ -113,6 +116,7 @@ class Execution {
 
  private:
   std::shared_ptr<const detail::AnyInstance> self_;
+  bool chosen_ = true;
 };
 
 /// The newest markers of several instances, one each: everything that used a thing.

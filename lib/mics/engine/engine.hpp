@@ -279,7 +279,8 @@ class Engine {
  public:
   /// Lays out, allocates and initializes the state. Collective over `comm`, which may hold any
   /// subset of the application's ranks and is left as it is; blocks.
-  /// \param exec  instance on which the application's kernels run by default
+  /// \param exec  instance on which the application's kernels run by default; if left out, the
+  ///              default instance of the space that computes where the state lives
   /// \throws ConfigError, ArgumentError on every rank alike: p that does not fit, a plan over the
   ///         memory budget, configurations or models that differ between ranks
   Engine(MPI_Comm comm, const Model& model, const Config& config, const Execution& exec = {},

@@ -552,8 +552,12 @@ TEST(ConfigTest, DescriptionsDifferInTheLastBit) {
   add([](Config& c) { c.optimizer.ema_decay = 0.5; });
   add([](Config& c) { c.replica_check_every = 1; });
   add([](Config& c) { c.replica_action = ReplicaCheck::repair; });
+  add([](Config& c) { c.memory = Memory::device; });
+  add([](Config& c) { c.nccl = Switch::off; });
+  add([](Config& c) { c.share_device = true; });
+  add([](Config& c) { c.device_sums = comm::DeviceSums::fp32; });
 
-  EXPECT_EQ(texts.size(), 30U);
+  EXPECT_EQ(texts.size(), 35U);
 }
 
 }  // namespace

@@ -156,7 +156,10 @@ std::unique_ptr<comm::Watchdog> EngineState::watch(const char* what, const Confi
 
 // The application's instance; on a device the library's own kernels run there too. All ranks have
 // the same kind of memory, or none goes on.
-Execution EngineState::agreed_instance(const Execution& exec) const {
+Execution EngineState::agreed_instance(const Execution& given) const {
+  // State in host memory in a build whose default is a device.
+  const bool other = memory_ == Memory::host && !given.chosen() && !given.reaches_host();
+  const Execution exec = other ? Execution(Kokkos::DefaultHostExecutionSpace()) : given;
   comm::require_same(world_, name(memory_), "memory of the engine's instance");
   comm::agree(world_, [&] {
     require_reach(exec);

@@ -153,7 +153,7 @@ class EngineState {
   void require_reach(const Execution& exec) const;
   [[nodiscard]] bool on_device() const { return memory_ == Memory::device; }
   void leave_behind();
-  [[nodiscard]] Execution agreed_instance(const Execution& exec) const;
+  [[nodiscard]] Execution agreed_instance(const Execution& given) const;
   void require_capacity() const;
   [[nodiscard]] std::unique_ptr<comm::DeviceWatch> make_device_watch();
   [[nodiscard]] parallel::Wiring make_wiring();
