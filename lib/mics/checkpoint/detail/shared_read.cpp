@@ -69,7 +69,7 @@ std::vector<Batch> make_batches(const StoredState& target, const layout::Place& 
     if (portion.shared) {
       portion.count = static_cast<int>(std::max<std::int64_t>(1, all / batch_bytes));
     }
-    for (; portion.index < portion.count; ++portion.index) {
+    for (; portion.count > portion.index; ++portion.index) {
       if (bytes >= batch_bytes) {
         batches.emplace_back();
         bytes = 0;
