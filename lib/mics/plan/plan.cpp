@@ -420,7 +420,12 @@ std::string Plan::text(std::span<const LeaseCall> calls) const {
                              human(memory_.accumulators) + ",");
     line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
                  human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
-                 ", scratch " + human(memory_.scratch) + ", staging " + human(memory_.staging));
+                 ", scratch " + human(memory_.scratch) +
+                 (request_.memory == Memory::host ? ""
+                                                  : ", conversions " + human(memory_.conversions) +
+                                                        ", step " + human(memory_.step)) +
+                 ", staging " + human(memory_.staging) +
+                 (request_.memory == Memory::host ? "" : " of the host"));
     const CollectiveCounts counts =
         calls.empty() ? count(request_.micro_steps) : count(calls, request_.micro_steps);
     line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +
