@@ -133,7 +133,11 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       rate_schedule_(config.schedule, config.optimizer.learning_rate),
       scaler_(config.loss_scale),
       loss_scale_(scaler_.scale()) {
-  failures_.on_failure([this] { tell_history(); });
+  failures_.on_failure([this] {
+    // Kernels of collectives that others will not join would spin for ever.
+    if (device_watch_ != nullptr) device_watch_->abort_all();
+    tell_history();
+  });
   allocate();
   comm::agree(world_, [&] { initialize(); });
   watchdog_.reset();
