@@ -118,7 +118,7 @@ void agree_on(Transport& group, std::string_view what, std::exception_ptr local)
     const auto [text, kind] = description_of(local);
     message.resize(1 + text.size());
     message[0] = static_cast<std::byte>(kind);
-    std::memcpy(message.data() + 1, text.data(), text.size());
+    std::copy_n(reinterpret_cast<const std::byte*>(text.data()), text.size(), message.data() + 1);
   }
   broadcast(group, message, static_cast<int>(lowest), what);
   if (group.rank() == lowest) std::rethrow_exception(local);
@@ -164,8 +164,8 @@ void require_same(const Communicator& comm, std::string_view bytes, std::string_
 void require_same(Transport& group, std::string_view bytes, std::string_view what) {
   std::vector<std::byte> first;
   if (group.rank() == 0) {
-    first.resize(bytes.size());
-    std::memcpy(first.data(), bytes.data(), bytes.size());
+    const auto* const begin = reinterpret_cast<const std::byte*>(bytes.data());
+    first.assign(begin, begin + bytes.size());
   }
   broadcast(group, first, 0, what);
   agree(group, what, [&] {

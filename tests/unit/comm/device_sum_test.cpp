@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -116,7 +117,7 @@ void expect_the_hosts_bits(const Case& c) {
                        c.result, c.count, c.mode);
 
   const std::vector<std::byte> found = result.read();
-  EXPECT_EQ(std::memcmp(found.data(), result.host(), found.size()), 0);
+  EXPECT_TRUE(std::equal(found.begin(), found.end(), result.host()));
 }
 
 TEST(DeviceSum, HasTheBitsOfTheHostsInEveryPairOfDtypes) {
