@@ -236,6 +236,8 @@ void DeviceWatch::check() {
     throw;
   }
   if (aborted_) {
+    // The thread may have found a late operation since the look above.
+    if (expired_) report_expired();
     raise<CommError>({.object = "communicators of the device",
                       .expected = "none aborted",
                       .found = "an abort before this call",
