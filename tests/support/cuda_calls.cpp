@@ -34,11 +34,11 @@ bool starts_with_any(std::string_view name, std::initializer_list<std::string_vi
 
 // cudaMalloc, cuMemAlloc_v2, cuMemcpyDtoH_v2, ...
 bool allocates_or_waits(std::string_view name) {
-  if (starts_with_any(name, {"cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaHostRegister",
-                             "cudaHostUnregister", "cuMemAlloc", "cuMemCreate", "cuMemFree",
-                             "cuMemHostAlloc", "cuMemHostRegister", "cuMemHostUnregister",
-                             "cuMemMap", "cuMemUnmap", "cuMemRelease", "cuArrayCreate",
-                             "cuArrayDestroy"})) {
+  if (starts_with_any(
+          name, {"cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaHostRegister",
+                 "cudaHostUnregister", "cuMemAlloc", "cuMemCreate", "cuMemFree", "cuMemHostAlloc",
+                 "cuMemHostRegister", "cuMemHostUnregister", "cuMemMap", "cuMemUnmap",
+                 "cuMemRelease", "cuArrayCreate", "cuArrayDestroy"})) {
     return true;
   }
   if (name.find("Synchronize") != std::string_view::npos) return true;
@@ -106,8 +106,7 @@ void CUPTIAPI on_call(void* /*user*/, CUpti_CallbackDomain domain, CUpti_Callbac
   if (call.what == What::nothing) return;
   if (call.what == What::copy) {
     // Both variants have the same parameters.
-    const auto* const copy =
-        static_cast<const cudaMemcpyAsync_v3020_params*>(info->functionParams);
+    const auto* const copy = static_cast<const cudaMemcpyAsync_v3020_params*>(info->functionParams);
     if (!is_pageable(copy->dst) && !is_pageable(copy->src)) return;
   }
   ++call.count;

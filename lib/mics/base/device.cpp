@@ -14,7 +14,8 @@ void require_capability(int compiled, int found, const std::string& device) {
   };
   raise<DeviceError>(
       {.object = device,
-       .expected = "compute capability " + text(compiled) + ", which Kokkos was built for, or newer",
+       .expected =
+           "compute capability " + text(compiled) + ", which Kokkos was built for, or newer",
        .found = text(found),
        .remedy = "build Kokkos and mics for its architecture: cmake/cache has examples"});
 }

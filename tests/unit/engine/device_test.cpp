@@ -50,7 +50,8 @@ TEST(DeviceRefusalTest, ViewOfTheDeviceOnStateInHostMemoryIsNamed) {
 
   expect_error<ArgumentError>([&] { (void)lease.view<const float**>(toy.weight[0]); },
                               {"\"a/weight\"", "a view of host memory", "name the memory space"});
-  const auto view = lease.view<const float**, Kokkos::LayoutRight, Kokkos::HostSpace>(toy.weight[0]);
+  const auto view =
+      lease.view<const float**, Kokkos::LayoutRight, Kokkos::HostSpace>(toy.weight[0]);
   EXPECT_EQ(view(0, 1), static_cast<float>(toy.initial(toy.weight[0], 1)));
 }
 
@@ -76,9 +77,8 @@ TEST(DeviceRefusalTest, RanksThatShareADeviceNeedLeave) {
     EXPECT_NO_THROW(Engine(MPI_COMM_WORLD, toy.model, config));
     return;
   }
-  expect_error<ConfigError>(
-      [&] { Engine(MPI_COMM_WORLD, toy.model, config); },
-      {"device of rank", "one device a rank", "uses too", "share_device"});
+  expect_error<ConfigError>([&] { Engine(MPI_COMM_WORLD, toy.model, config); },
+                            {"device of rank", "one device a rank", "uses too", "share_device"});
   config.share_device = true;
   config.nccl = Switch::on;
   expect_error<ConfigError>([&] { Engine(MPI_COMM_WORLD, toy.model, config); },

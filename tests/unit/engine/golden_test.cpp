@@ -97,8 +97,7 @@ void step(Engine& engine, const SmallModel& small, int number) {
       using T = typename decltype(tag)::type;
       const auto dw = scope.template view<T**>(weight);
       for (std::size_t i = 0; i < dw.extent(0); ++i) {
-        dw(i, i % dw.extent(1)) =
-            static_cast<T>(static_cast<float>(number) * loss_scale(engine));
+        dw(i, i % dw.extent(1)) = static_cast<T>(static_cast<float>(number) * loss_scale(engine));
       }
     });
     scope.reduce();

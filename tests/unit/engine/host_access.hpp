@@ -46,7 +46,8 @@ template <class View>
 
 /// `count` elements of the engine's memory after all work of `exec`.
 template <class T>
-[[nodiscard]] std::vector<T> fetched(const T* data, std::int64_t count, const Execution& exec = {}) {
+[[nodiscard]] std::vector<T> fetched(const T* data, std::int64_t count,
+                                     const Execution& exec = {}) {
   std::vector<T> copy(static_cast<std::size_t>(count));
   device::copy(exec, copy.data(), data, count * static_cast<std::int64_t>(sizeof(T)));
   exec.fence("the copy is there");

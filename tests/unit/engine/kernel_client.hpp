@@ -20,8 +20,8 @@ struct AddGradient {
   Scale scale;
   KOKKOS_FUNCTION void operator()(int i) const {
     using G = typename Gradient::non_const_value_type;
-    const double sum = static_cast<double>(gradient(i)) +
-                       scale() * (static_cast<double>(weight(i)) + 1) / 64;
+    const double sum =
+        static_cast<double>(gradient(i)) + scale() * (static_cast<double>(weight(i)) + 1) / 64;
     gradient(i) = static_cast<G>(static_cast<float>(sum));
   }
 };
@@ -73,8 +73,8 @@ struct KernelClient {
   template <class Kernel>
   static void launch(const char* label, std::int64_t count, const Kernel& kernel) {
     using Space = Kokkos::DefaultExecutionSpace;
-    Kokkos::parallel_for(label,
-                         Kokkos::RangePolicy<Space>(Space(), 0, static_cast<int>(count)), kernel);
+    Kokkos::parallel_for(label, Kokkos::RangePolicy<Space>(Space(), 0, static_cast<int>(count)),
+                         kernel);
   }
   void add(const Engine& engine, const Lease& lease, const GradientScope& scope,
            ParameterId id) const {

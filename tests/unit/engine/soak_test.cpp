@@ -5,12 +5,12 @@
 #include "kernel_client.hpp"
 #include "layouts.hpp"
 #include <mics/mics.hpp>
-#include <unit/pitfalls/pitfall.hpp>
 
 #include <Kokkos_Core.hpp>
 #include <gtest/gtest.h>
 #include <mpi.h>
 #include <unistd.h>
+#include <unit/pitfalls/pitfall.hpp>
 
 #include <cstdint>
 #include <cstdio>
@@ -97,8 +97,7 @@ TEST(SoakTest, StepsLeaveMemoryAsItIsAndReplicasEqual) {
     run(steps - steps / 10);
 
     expect_as(before, Footprint::now(), 4 * mib);
-    const auto state =
-        state_of(engine, {"compute", "master_weights", "exp_avg", "exp_avg_sq"});
+    const auto state = state_of(engine, {"compute", "master_weights", "exp_avg", "exp_avg_sq"});
     expect_same_on_all_ranks(state, "state");
     EXPECT_NE(state_of(engine), early) << "a run that does nothing";
     EXPECT_EQ(client.step(engine).get().step, steps + 1);

@@ -190,8 +190,7 @@ class LateReader {
     const Kokkos::View<float*, device::MemorySpace> expected("expected", count);
     std::vector<float> values;
     for (std::size_t i = 0; i < count; ++i) {
-      values.push_back(
-          static_cast<float>(toy.initial(id, static_cast<std::int64_t>(i)) + change));
+      values.push_back(static_cast<float>(toy.initial(id, static_cast<std::int64_t>(i)) + change));
     }
     const Execution exec;
     device::copy(exec, expected.data(), values.data(),

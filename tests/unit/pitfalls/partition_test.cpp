@@ -261,8 +261,7 @@ class PaddingProbe final : public optim::Optimizer {
  private:
   void look_at(const optim::Slice& slice, const Execution& exec) const {
     std::vector<bool> padding(static_cast<std::size_t>(slice.count), true);
-    for (const auto& part :
-         fetched(slice.tensors.data(), std::ssize(slice.tensors), exec)) {
+    for (const auto& part : fetched(slice.tensors.data(), std::ssize(slice.tensors), exec)) {
       std::fill(padding.begin() + part.begin, padding.begin() + part.end, false);
     }
     const auto look = [&](const void* data, DType dtype) {

@@ -86,8 +86,7 @@ class BadMemory final : public optim::Optimizer {
                       const optim::DeviceStepInfo* info) const override {
     inner_->enqueue_update(exec, slice, info);
     if (!bad_ || fetched(info, 1, exec)[0].step != step_) return;
-    for (const auto& part :
-         fetched(slice.tensors.data(), std::ssize(slice.tensors), exec)) {
+    for (const auto& part : fetched(slice.tensors.data(), std::ssize(slice.tensors), exec)) {
       write_nonsense(exec, slice, part);
     }
   }
