@@ -59,6 +59,7 @@ function(mics_add_layer name)
 
   target_compile_features(${target} ${scope} cxx_std_20)
   target_link_libraries(${target} ${scope} ${arg_DEPENDS})
+  target_compile_definitions(${target} ${scope} ${mics_mpi_definitions})
   mics_instrument(${target} ${scope})
   mics_precompile(${target} ${arg_DEPENDS})
 
@@ -70,6 +71,10 @@ function(mics_add_layer name)
     LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
     RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 endfunction()
+
+# mpi.h of Open MPI 4 and of older MPICH declares C++ classes whose functions lie in a library that
+# nobody who asks for MPI's C interface links.
+set(mics_mpi_definitions OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX)
 
 # Gives <target> the precompiled Kokkos_Core.hpp and mpi.h if Kokkos is among what it depends on,
 # directly or through a layer. Reading those two is most of the time that a small source takes
@@ -101,6 +106,7 @@ function(mics_precompile target)
     add_library(mics_precompiled OBJECT "${source}")
     target_compile_features(mics_precompiled PRIVATE cxx_std_20)
     target_link_libraries(mics_precompiled PRIVATE Kokkos::kokkos MPI::MPI_C)
+    target_compile_definitions(mics_precompiled PRIVATE ${mics_mpi_definitions})
     mics_instrument(mics_precompiled PRIVATE)
     target_precompile_headers(mics_precompiled PRIVATE <Kokkos_Core.hpp> <mpi.h>)
   endif()
