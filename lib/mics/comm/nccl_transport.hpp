@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 
 namespace mics::comm {
@@ -41,6 +42,7 @@ class NcclTransport final : public Transport {
   [[nodiscard]] int size() const override { return small_->size(); }
   [[nodiscard]] Memory memory() const override { return Memory::device; }
   [[nodiscard]] const Execution& execution() const override { return exec_; }
+  [[nodiscard]] Marker end() const override;
   [[nodiscard]] std::unique_ptr<PendingCollective> start_all_gather(const void* send, void* receive,
                                                                     std::int64_t bytes,
                                                                     const Operation& operation,
@@ -96,6 +98,7 @@ class NcclTransport final : public Transport {
   std::span<std::byte> staging_;
   int member_ = -1;
   std::uint64_t history_ = 0;
+  mutable std::optional<Marker> end_;  // of the last operation, while nothing follows it
 };
 
 }  // namespace mics::comm
