@@ -165,14 +165,14 @@ CASES = [
     deck("unknown_section", r'trainig: expected a known key, .*did you mean "training"\?',
          edited().replace('"training"', '"trainig"')),
     # Shard sizes.
-    value("p_that_does_not_fit", r"shard_size: expected a divisor of the [14] ranks, found 3; "
+    value("p_that_does_not_fit", r"engine\.zero_optimization\.mics_shard_size: expected a divisor of the [14] ranks, found 3; "
           r"sizes that fit: 1(, 2, 4)?$", SHARD, 3),
     value("p_too_large", r"shard_size: expected a divisor of the [14] ranks, found 8; sizes that fit: 1",
           SHARD, 8),
     value("p_zero", r"mics_shard_size: expected 1 or more ranks, or -1 for all, found 0", SHARD, 0),
     value("p_negative", r"mics_shard_size: expected .*-1 for all, found -2", SHARD, -2),
     value("p_zero_own_key", r"shard_size: expected .*, found 0", "engine.mics", {"shard_size": 0}),
-    value("p_own_key", r"shard_size: expected .*, found 3",
+    value("p_own_key", r"engine\.mics\.shard_size: expected a divisor .*, found 3",
           "engine.mics", {"preset": "mics", "shard_size": 3}),
     value("p_own_key_without_preset", r"shard_size: expected .*, found ", "engine.mics",
           {"shard_size": 3}, ranks=(4,)),
@@ -219,12 +219,18 @@ CASES = [
           "engine.train_batch_size", -12, ranks=(1,)),
     value("batch_missing", r"train_batch_size: expected train_batch_size or .*, found neither",
           "engine.train_batch_size", ...),
-    deck("batch_of_micro_batches", r"engine\.train_batch_size: expected a multiple of 5 a micro-step x [14] "
-         r"ranks, found 12; leave train_micro_batch_size_per_gpu out",
+    deck("batch_of_micro_batches", r"engine\.train_batch_size: expected a multiple of 5 a micro-step, found 12; "
+         r"leave train_micro_batch_size_per_gpu out",
          edited({"engine.train_micro_batch_size_per_gpu": 5})),
-    deck("batch_triple", r"engine\.train_batch_size: expected 2 a micro-step x 5 micro-steps x [14] ranks "
-         r"= [14]0, found 12; leave one of the three out",
+    deck("batch_of_micro_batches_and_ranks", r"engine\.train_batch_size: expected a multiple of 6 a micro-step x "
+         r"4 ranks, found 12; leave train_micro_batch_size_per_gpu out",
+         edited({"engine.train_micro_batch_size_per_gpu": 6}), ranks=(4,)),
+    deck("batch_triple", r"engine\.train_batch_size: expected a multiple of 2 a micro-step x 5 micro-steps, "
+         r"found 12; leave one of the three out",
          edited({"engine.train_micro_batch_size_per_gpu": 2, "engine.gradient_accumulation_steps": 5})),
+    deck("batch_triple_and_ranks", r"engine\.train_batch_size: expected 2 a micro-step x 3 micro-steps x [14] "
+         r"ranks = (6|24), found 12; leave one of the three out",
+         edited({"engine.train_micro_batch_size_per_gpu": 2, "engine.gradient_accumulation_steps": 3})),
     value("more_micro_steps_than_samples",
           r"gradient_accumulation_steps: expected at most the 12 samples, found 13",
           "engine.gradient_accumulation_steps", 13),

@@ -42,6 +42,8 @@ class EventPool {
   std::vector<Event> free_;
 };
 
+constexpr std::size_t max_gates = 16;
+
 EventPool& pool() {
   static auto* const kept = new EventPool;  // markers may outlive static objects
   return *kept;
@@ -80,6 +82,7 @@ Marker Execution::mark() const {
         static_cast<void*>(event), [](void* used) { pool().give_back(static_cast<Event>(used)); });
     device::check(MICS_VENDOR(EventRecord)(event, static_cast<MICS_VENDOR(Stream_t)>(stream())),
                   "recording of an event");
+    self_->gates.assign(1, marker);
     return marker;
   }
 #endif
@@ -93,6 +96,11 @@ void Execution::wait_for(const Marker& marker) const {
     device::check(MICS_VENDOR(StreamWaitEvent)(static_cast<MICS_VENDOR(Stream_t)>(stream()),
                                                event_of(marker.event_), 0),
                   "wait of a stream for an event");
+    // Many waits and no marker between them: a marker stands for all of them.
+    if (self_->gates.size() == max_gates)
+      static_cast<void>(mark());
+    else
+      self_->gates.push_back(marker);
     return;
   }
 #endif

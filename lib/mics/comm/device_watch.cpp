@@ -82,7 +82,8 @@ void DeviceWatch::remove(int member) {
   in_flight_.erase(member);
 }
 
-void DeviceWatch::record(int member, const Operation& operation, Marker before, Marker after) {
+void DeviceWatch::record(int member, const Operation& operation, std::vector<Marker> before,
+                         Marker after) {
   const std::lock_guard lock(mutex_);
   std::deque<InFlight>& queue = in_flight_[member];
   for (int i = 0; i < removed_at_once && queue.size() >= many_in_flight; ++i) {
@@ -118,7 +119,12 @@ std::optional<DeviceWatch::Late> DeviceWatch::oldest(Clock::duration limit) {
     }
     if (queue.empty()) continue;
     InFlight& first = queue.front();
-    if (!first.began && probe_(first.before, first.operation, false)) first.began = time;
+    if (!first.began) {
+      const bool can_begin =
+          std::all_of(first.before.begin(), first.before.end(),
+                      [&](const Marker& marker) { return probe_(marker, first.operation, false); });
+      if (can_begin) first.began = time;
+    }
     if (!first.began || time - *first.began < limit) continue;
     const auto age = time - *first.began;
     if (found && found->age >= age) continue;

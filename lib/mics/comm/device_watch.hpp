@@ -61,8 +61,10 @@ class DeviceWatch {
   void remove(int member);
 
   /// An operation was given to the device. Local, does not block. Operations of one member run in
-  /// the order of these calls. \param before, after  marks of its stream around it
-  void record(int member, const Operation& operation, Marker before, Marker after);
+  /// the order of these calls.
+  /// \param before  it can begin when all of them are done; at least one
+  /// \param after   the mark of its stream behind it
+  void record(int member, const Operation& operation, std::vector<Marker> before, Marker after);
 
   /// Throws what has gone wrong here or on another rank. Local; does not block while nothing has.
   /// \throws CommError
@@ -84,7 +86,7 @@ class DeviceWatch {
   using Clock = std::chrono::steady_clock;
   struct InFlight {
     Operation operation;
-    Marker before;
+    std::vector<Marker> before;
     Marker after;
     std::optional<Clock::duration> began;  // on the clock of this class
   };

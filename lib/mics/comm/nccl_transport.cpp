@@ -11,6 +11,7 @@
 #include <source_location>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace mics::comm {
 namespace {
@@ -42,13 +43,17 @@ ncclResult_t both(ncclResult_t a, ncclResult_t b) { return a != ncclSuccess ? a 
 }  // namespace
 
 /// One use of the communicator: known to the watch from its beginning in the stream to its end.
+/// Only the end has a marker of its own: one more between two small collectives would cost a
+/// fiftieth of their time. Converting kernels before the use count as part of it.
 class NcclTransport::Watched {
  public:
   Watched(NcclTransport& transport, const Operation& operation)
       : transport_(transport),
         operation_(operation),
         call_(transport.comm_),
-        before_(transport.exec_.mark()) {}
+        before_(transport.exec_.gates()) {
+    if (before_.empty()) before_.push_back(transport.exec_.mark());
+  }
 
   [[nodiscard]] ncclComm_t comm() const { return call_.native(); }
   [[nodiscard]] Stream stream() const { return static_cast<Stream>(transport_.stream()); }
@@ -56,16 +61,17 @@ class NcclTransport::Watched {
 
   // To be called after the last call of NCCL. Returns the end.
   Marker end() {
-    Marker after = transport_.exec_.mark();
-    transport_.context_.device->record(transport_.member_, operation_, std::move(before_), after);
-    return after;
+    transport_.end_ = transport_.exec_.mark();
+    transport_.context_.device->record(transport_.member_, operation_, std::move(before_),
+                                       *transport_.end_);
+    return *transport_.end_;
   }
 
  private:
   NcclTransport& transport_;
   const Operation& operation_;
   NcclCall call_;
-  Marker before_;
+  std::vector<Marker> before_;
 };
 
 class NcclTransport::PendingGather final : public PendingCollective {
@@ -88,7 +94,7 @@ class NcclTransport::PendingGather final : public PendingCollective {
 
 NcclTransport::NcclTransport(NcclCommunicator comm, std::unique_ptr<MpiTransport> small,
                              Execution exec, TransportContext context, DeviceSums sums,
-                             std::span<std::byte> staging)
+                             std::span<std::byte> staging, const NcclCommunicator::Uses& uses)
     : comm_(std::move(comm)),
       small_(std::move(small)),
       exec_(std::move(exec)),
@@ -103,7 +109,7 @@ NcclTransport::NcclTransport(NcclCommunicator comm, std::unique_ptr<MpiTransport
                      " as in the one of MPI",
          .found = "rank " + std::to_string(comm_.rank()) + " of " + std::to_string(comm_.size())});
   }
-  comm_.warm_up(exec_);
+  comm_.warm_up(exec_, uses);
   member_ = context_.device->add({.ranks = small_->world_ranks(),
                                   .abort = comm_.abort_handle(),
                                   .error = comm_.async_error_handle()});
@@ -118,7 +124,13 @@ NcclTransport::~NcclTransport() {
 void NcclTransport::enter(const Operation& operation, const Execution& exec) {
   context_.device->check();
   history_ = hash_combine(history_, operation.fingerprint());
+  end_.reset();
   exec_.wait_for(exec);
+}
+
+Marker NcclTransport::end() const {
+  if (!end_) end_ = exec_.mark();
+  return *end_;
 }
 
 std::uint64_t NcclTransport::fingerprint() const {
@@ -153,7 +165,7 @@ std::unique_ptr<PendingCollective> NcclTransport::start_all_gather(const void* s
   enter(operation, exec);
   if (size() == 1) {
     if (send != receive) device::copy(exec_, receive, send, bytes);
-    return std::make_unique<PendingGather>(*context_.device, exec_, exec_.mark());
+    return std::make_unique<PendingGather>(*context_.device, exec_, end());
   }
   Watched watched(*this, operation);
   check(ncclAllGather(send, receive, counted(bytes), ncclInt8, watched.comm(), watched.stream()),
@@ -202,6 +214,7 @@ void NcclTransport::reduce_scatter_by_nccl(const void* send, void* result, std::
         watched, "ncclReduceScatter");
   watched.end();
   if (direct) return;
+  end_.reset();
   detail::sum_on_device(exec_, {.own = sum}, reduction.wire, 1, result, reduction.result, count,
                         reduction.mode);
 }
@@ -238,6 +251,7 @@ void NcclTransport::reduce_scatter_in_order(const void* send, void* result, std:
                            watched.comm(), watched.stream()));
     });
   }
+  end_.reset();
   detail::sum_on_device(exec_,
                         {.own = at(out, rank() * count * wire_bytes),
                          .others = received,
@@ -274,6 +288,7 @@ void NcclTransport::all_reduce_by_nccl(void* data, std::int64_t count, const Red
         watched, "ncclAllReduce");
   watched.end();
   if (sums == data) return;
+  end_.reset();
   detail::convert_on_device(exec_, sums, reduction.wire, 1, data, reduction.result, count);
 }
 
@@ -324,6 +339,7 @@ void NcclTransport::all_reduce_in_order(void* data, std::int64_t count, const Re
         receive(watched, at(sums, piece(from).offset * wire_bytes), piece(from).count, from));
   });
   if (!narrowed) return;
+  end_.reset();
   detail::convert_on_device(exec_, sums, reduction.wire, 1, data, reduction.result, count);
 }
 

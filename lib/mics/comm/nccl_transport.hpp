@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 
 namespace mics::comm {
@@ -33,14 +34,17 @@ class NcclTransport final : public Transport {
   /// \param exec     instance of device::Space in whose order everything runs
   /// \param context  with a DeviceWatch
   /// \param staging  device memory at a multiple of 16 bytes that only work of `exec` uses
+  /// \param uses     of `comm`: what it is not used for need not be connected now
   NcclTransport(NcclCommunicator comm, std::unique_ptr<MpiTransport> small, Execution exec,
-                TransportContext context, DeviceSums sums, std::span<std::byte> staging);
+                TransportContext context, DeviceSums sums, std::span<std::byte> staging,
+                const NcclCommunicator::Uses& uses = {});
   ~NcclTransport() override;
 
   [[nodiscard]] int rank() const override { return small_->rank(); }
   [[nodiscard]] int size() const override { return small_->size(); }
   [[nodiscard]] Memory memory() const override { return Memory::device; }
   [[nodiscard]] const Execution& execution() const override { return exec_; }
+  [[nodiscard]] Marker end() const override;
   [[nodiscard]] std::unique_ptr<PendingCollective> start_all_gather(const void* send, void* receive,
                                                                     std::int64_t bytes,
                                                                     const Operation& operation,
@@ -96,6 +100,7 @@ class NcclTransport final : public Transport {
   std::span<std::byte> staging_;
   int member_ = -1;
   std::uint64_t history_ = 0;
+  mutable std::optional<Marker> end_;  // of the last operation, while nothing follows it
 };
 
 }  // namespace mics::comm

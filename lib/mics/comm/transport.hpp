@@ -82,6 +82,8 @@ class Transport {
   [[nodiscard]] virtual Memory memory() const = 0;
   /// The instance in whose order collectives run.
   [[nodiscard]] virtual const Execution& execution() const = 0;
+  /// The point in that order after all operations so far. Local; does not block.
+  [[nodiscard]] virtual Marker end() const { return execution().mark(); }
 
   /// Starts putting every rank's `bytes` bytes, in rank order, into `receive` of all.
   /// `send` may be this rank's place in `receive` (in place) and must not change until the wait.

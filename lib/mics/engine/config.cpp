@@ -164,6 +164,36 @@ void check_dtypes(const Config& config, Problems& problems) {
                    "fp64 for fp64 parameters", text(accumulate));
 }
 
+// What no number of ranks can solve; the rest is Config::solve_batch's.
+void check_batch(const Config& config, Problems& problems) {
+  if (config.train_batch_size) problems.at_least("train_batch_size", *config.train_batch_size, 1);
+  if (config.micro_batch_size) {
+    problems.at_least("train_micro_batch_size_per_gpu", *config.micro_batch_size, 1, INT32_MAX);
+  }
+  if (config.accumulation_steps) {
+    problems.at_least("gradient_accumulation_steps", *config.accumulation_steps, 1, INT32_MAX);
+  }
+  const std::int64_t all = config.train_batch_size.value_or(0);
+  const std::int64_t micro = config.micro_batch_size.value_or(0);
+  const std::int64_t steps = config.accumulation_steps.value_or(1);
+  if (all < 1 || steps < 1) return;
+  if (micro >= 1) {
+    const std::string each =
+        std::to_string(micro) + " a micro-step" +
+        (config.accumulation_steps ? " x " + std::to_string(steps) + " micro-steps"
+                                   : std::string());
+    // Both factors fit 31 bits unless that is a problem of its own.
+    const bool divides = micro <= INT32_MAX && steps <= INT32_MAX && all % (micro * steps) == 0;
+    problems.require(divides, "train_batch_size", "a multiple of " + each, std::to_string(all),
+                     config.accumulation_steps
+                         ? "leave one of the three out"
+                         : "leave train_micro_batch_size_per_gpu out: any number can be shared");
+  } else {
+    problems.require(steps <= all, "gradient_accumulation_steps",
+                     "at most the " + std::to_string(all) + " samples", std::to_string(steps));
+  }
+}
+
 std::vector<Problem> find_problems(const Config& config) {
   Problems problems;
   check_optimizer(config.optimizer, problems);
@@ -188,13 +218,7 @@ std::vector<Problem> find_problems(const Config& config) {
                     config.persistence_threshold, 0);
   problems.at_least("zero_optimization.stage3_model_persistence_threshold",
                     config.persistence_model_threshold, 0);
-  if (config.train_batch_size) problems.at_least("train_batch_size", *config.train_batch_size, 1);
-  if (config.micro_batch_size) {
-    problems.at_least("train_micro_batch_size_per_gpu", *config.micro_batch_size, 1, INT32_MAX);
-  }
-  if (config.accumulation_steps) {
-    problems.at_least("gradient_accumulation_steps", *config.accumulation_steps, 1, INT32_MAX);
-  }
+  check_batch(config, problems);
   return problems.take();
 }
 
@@ -262,11 +286,6 @@ Batch Config::solve_batch(int world_size) const {
   if (!micro_batch_size) {
     batch.global = *train_batch_size;
     batch.micro_steps = accumulation_steps.value_or(1);
-    if (batch.micro_steps > batch.global) {
-      refuse(source + "gradient_accumulation_steps",
-             "at most the " + std::to_string(batch.global) + " samples",
-             std::to_string(batch.micro_steps));
-    }
     return batch;
   }
   const std::int64_t micro = *micro_batch_size;

@@ -34,13 +34,14 @@ std::vector<int> shard_sizes_that_fit(int world_size) {
   return low;
 }
 
-GroupLayout GroupLayout::make(std::span<const int> node_of_rank, int shard_size) {
+GroupLayout GroupLayout::make(std::span<const int> node_of_rank, int shard_size,
+                              std::string_view key) {
   const int world = static_cast<int>(node_of_rank.size());
   if (world < 1) {
     raise<ArgumentError>({.object = "world", .expected = "at least 1 rank", .found = "0"});
   }
   if (shard_size < 1 || world % shard_size != 0) {
-    raise<ArgumentError>({.object = "mics_shard_size",
+    raise<ArgumentError>({.object = std::string(key),
                           .expected = "a divisor of the " + std::to_string(world) + " ranks",
                           .found = std::to_string(shard_size),
                           .remedy = "sizes that fit: " + list(shard_sizes_that_fit(world))});

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace mics::layout {
@@ -38,8 +39,10 @@ class GroupLayout {
  public:
   /// \param node_of_rank  any label per rank, equal for ranks of one node
   /// \param shard_size    p >= 1
+  /// \param key           what p is called in the message
   /// \throws ArgumentError if p does not divide W, with the sizes that fit
-  [[nodiscard]] static GroupLayout make(std::span<const int> node_of_rank, int shard_size);
+  [[nodiscard]] static GroupLayout make(std::span<const int> node_of_rank, int shard_size,
+                                        std::string_view key = "shard_size");
 
   [[nodiscard]] int world_size() const { return static_cast<int>(places_.size()); }
   [[nodiscard]] int shard_size() const { return shard_size_; }

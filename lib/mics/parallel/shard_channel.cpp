@@ -72,7 +72,7 @@ void ShardChannel::reduce(const void* full, void* shard, std::int64_t shard_coun
   // The scratch is free for the next buffer's stage 1 when stage 2 has read it.
   const Execution& after = intra_->execution();
   inter_->reduce_scatter(scratch, shard, shard_count, outside, operation, after);
-  after.wait_for(inter_->execution());
+  if (!after.same_as(inter_->execution())) after.wait_for(inter_->end());
 }
 
 std::uint64_t ShardChannel::fingerprint() const {

@@ -44,6 +44,11 @@ class ShardChannel {
     return two_stage() ? inter_->execution() : flat_->execution();
   }
 
+  /// The point after which the gradients of all reductions so far have been read.
+  [[nodiscard]] Marker gradients_read() const { return two_stage() ? intra_->end() : flat_->end(); }
+  /// The point after which their results are ready.
+  [[nodiscard]] Marker reduced() const { return two_stage() ? inter_->end() : flat_->end(); }
+
   /// Starts gathering `shard_bytes` bytes of every rank into `full`. Collective over the group.
   [[nodiscard]] std::unique_ptr<comm::PendingCollective> start_gather(
       const void* shard, void* full, std::int64_t shard_bytes, const comm::Operation& operation,

@@ -53,7 +53,7 @@ struct Device {
 
   void start() {
     log.record(stuck);
-    watch.record(member, stuck, {}, {});
+    watch.record(member, stuck, {Marker()}, {});
     started = true;
   }
 
@@ -131,7 +131,7 @@ TEST(DeviceWatch, NamesTheRankThatDoesNotCome) {
 // may take as long as they like.
 TEST(DeviceWatch, DoesNotCountTheTimeBehindOtherWork) {
   Device device(milliseconds(100));
-  device.watch.record(device.member, stuck, {}, {});
+  device.watch.record(device.member, stuck, {Marker()}, {});
   std::thread application([&] {
     std::this_thread::sleep_for(milliseconds(500));
     device.started = true;
@@ -206,11 +206,11 @@ TEST(DeviceWatch, NothingIsAvailableAfterAnAbort) {
 
 TEST(DeviceWatch, ForgetsFinishedOperations) {
   Device device(std::chrono::seconds(60));
-  for (int i = 0; i < 1000; ++i) device.watch.record(device.member, stuck, {}, {});
+  for (int i = 0; i < 1000; ++i) device.watch.record(device.member, stuck, {Marker()}, {});
   EXPECT_GE(device.watch.in_flight(), 1000U);
 
   device.finished = true;
-  for (int i = 0; i < 1000; ++i) device.watch.record(device.member, stuck, {}, {});
+  for (int i = 0; i < 1000; ++i) device.watch.record(device.member, stuck, {Marker()}, {});
 
   EXPECT_LE(device.watch.in_flight(), 100U);
   meet();

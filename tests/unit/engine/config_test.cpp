@@ -392,6 +392,11 @@ TEST(ConfigTest, TheBatchTripleIsSolvedAsDeepSpeedDoes) {
                         "gradient_accumulation_steps": 2147483647})")}) {
     EXPECT_THROW((void)solved(text, 4), ConfigError) << text;
   }
+  // What no number of ranks solves is refused without knowing it.
+  EXPECT_NO_THROW((void)parse("{" + micro + ", " + steps + R"(, "train_batch_size": 18})"));
+  expect_error<ConfigError>(
+      [&] { (void)parse("{" + micro + ", " + steps + R"(, "train_batch_size": 25})"); },
+      {"train_batch_size", "a multiple of 2 a micro-step x 3 micro-steps", "25"});
 }
 
 TEST(BatchTest, EverySampleIsSeenOnce) {

@@ -60,7 +60,9 @@ std::shared_ptr<const optim::Optimizer> optimizer_of(const Config& config, Memor
 }
 
 layout::GroupLayout make_layout(const std::vector<int>& nodes, const Config& config) {
-  return layout::GroupLayout::make(nodes, config.shard_size_for(nodes));
+  const std::string of_deepspeed = "zero_optimization.mics_shard_size";
+  const std::string key = config.report.gives(of_deepspeed) ? of_deepspeed : "mics.shard_size";
+  return layout::GroupLayout::make(nodes, config.shard_size_for(nodes), config.source + key);
 }
 
 Plan make_plan(const std::vector<int>& nodes, const Model& model, const Config& config,

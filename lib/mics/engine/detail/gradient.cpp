@@ -126,7 +126,7 @@ void EngineState::close_gradient(UnitId unit, const std::vector<Execution>& user
     hop1(b, data);
     data += state::arena_bytes(gradient_bytes(b));
   }
-  if (on_device()) slot.free = reductions.mark();
+  if (on_device()) slot.free = groups_.reduce().gradients_read();
   slot.unit = -1;
   here.reduced = true;
   if (last_announced_) advance_hop2(false);
@@ -157,10 +157,14 @@ void EngineState::hop2(int buffer) {
   const DType dtype = plan_.sum_dtype(buffer);
   const std::int64_t bytes = here.flat.shard_count() * bytes_of(dtype);
   const Execution& reductions = groups_.replica().execution();
-  reductions.wait_for(groups_.reduce().end_of_reduce());
+  const bool alone = plan_.layout().replicas() == 1;
+  if (alone && local.contributed) return;
+  if (!reductions.same_as(groups_.reduce().end_of_reduce())) {
+    reductions.wait_for(groups_.reduce().reduced());
+  }
   // Another replica may have a gradient where this one has none.
   if (!local.contributed) clear(reductions, local.sum, bytes);
-  if (plan_.layout().replicas() == 1) return;
+  if (alone) return;
   const Operation operation{Purpose::hop2, here.name, bytes};
   operations_.record(operation);
   groups_.replica().all_reduce(local.sum, here.flat.shard_count(),
