@@ -2,7 +2,7 @@
 # Registration of tests.
 include_guard(GLOBAL)
 
-set(MICS_TEST_LABELS quick full soak sanitize)
+set(MICS_TEST_LABELS quick full soak sanitize gpu)
 foreach(label IN LISTS MICS_TEST_LABELS)
   add_custom_target(mics_tests_${label})
 endforeach()
@@ -38,7 +38,7 @@ endif()
 # mics_add_test(<concept>.<name>
 #               SOURCES <file>...
 #               LIBS <target>...
-#               LABELS quick|full|soak|sanitize...
+#               LABELS quick|full|soak|sanitize|gpu...
 #               [RANKS <n>...]
 #               [TIMEOUT <seconds>])
 #
@@ -100,7 +100,7 @@ endfunction()
 
 # mics_add_test_command(<ctest name>
 #                       COMMAND <word>...
-#                       LABELS quick|full|soak|sanitize...
+#                       LABELS quick|full|soak|sanitize|gpu...
 #                       [TARGETS <target>...]
 #                       [RANKS <n>]
 #                       [TIMEOUT <seconds>])
@@ -149,6 +149,60 @@ function(mics_add_test_command name)
                TIMEOUT "${arg_TIMEOUT}"
                LABELS "${arg_LABELS}"
                ENVIRONMENT "${mics_test_environment};MICS_TEST_TIMEOUT=${watchdog_limit}")
+endfunction()
+
+# mics_add_gpu_runs(<concept>.<name>
+#                   [RANKS <n>...]
+#                   [SHARED <n>...]
+#                   [ENVIRONMENT <VARIABLE=value>...]
+#                   [TIMEOUT <seconds>]
+#                   [ALONE])
+#
+# Runs of a program of mics_add_test in a build with CUDA, under the label gpu: RANKS, each with a
+# device of its own, as mics.gpu.<concept>.<name>.np<n>; SHARED, all on the first device without
+# NCCL, as mics.gpu.<concept>.<name>.shared.np<n>. ENVIRONMENT is for the former, which make engines
+# slowly. ALONE: nothing else may use a device meanwhile. Elsewhere this does nothing.
+function(mics_add_gpu_runs name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "ALONE" "TIMEOUT" "RANKS;SHARED;ENVIRONMENT")
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "mics_add_gpu_runs(${name}): unknown arguments ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  if(NOT Kokkos_ENABLE_CUDA)
+    return()
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 300)
+  endif()
+  string(REPLACE "." "_" target "mics_test_${name}")
+  set(kind)
+  foreach(ranks IN LISTS arg_RANKS ITEMS shared LISTS arg_SHARED)
+    if(ranks STREQUAL "shared")
+      set(kind .shared)
+      continue()
+    endif()
+    if(kind)
+      set(variables CUDA_VISIBLE_DEVICES=0)
+    else()
+      set(variables ${arg_ENVIRONMENT})
+    endif()
+    set(test mics.gpu.${name}${kind}.np${ranks})
+    mics_add_test_command(
+      ${test} LABELS gpu RANKS ${ranks} TIMEOUT ${arg_TIMEOUT} TARGETS ${target}
+      COMMAND "${CMAKE_COMMAND}" -E env ${variables} ${mics_test_launch} -n ${ranks}
+              $<TARGET_FILE:${target}>)
+    set_tests_properties(
+      ${test} PROPERTIES SKIP_REGULAR_EXPRESSION "mics: passed, but skipped [0-9]+ test"
+                         RUN_SERIAL "${arg_ALONE}")
+  endforeach()
+endfunction()
+
+# mics_leave_out_test(<file> <reason>)
+#
+# A source of tests that this build cannot run, and why.
+function(mics_leave_out_test source reason)
+  cmake_path(ABSOLUTE_PATH source NORMALIZE)
+  set_property(GLOBAL APPEND PROPERTY mics_test_sources "${source}")
+  message(STATUS "left out: ${source}: ${reason}")
 endfunction()
 
 # Fails if a file *_test.cpp below <folder> belongs to no mics_add_test.

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/device.hpp>
 #include <mics/base/error.hpp>
 #include <mics/comm/agreement.hpp>
 
@@ -82,7 +83,10 @@ Session::Session(int& argc, char**& argv) {
 
   try {
     // Ranks may have different environments; then none of them starts.
-    comm::agree(comm::Communicator::duplicate(MPI_COMM_WORLD), check_environment);
+    comm::agree(comm::Communicator::duplicate(MPI_COMM_WORLD), [] {
+      check_environment();
+      device::require_usable();
+    });
   } catch (const std::exception& error) {
     if (rank_ == 0) std::cerr << "mics: " << error.what() << std::endl;
     MPI_Finalize();

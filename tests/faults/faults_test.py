@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank of four misbehaves at one of its calls: faults_test.py AMOUNT CLIENT [LAUNCHER WORD ...]
+"""One rank of some misbehaves at one of its calls: faults_test.py AMOUNT CLIENT [LAUNCHER WORD ...]
 
 AMOUNT is quick, full or soak: a few faults drawn with a fixed seed, many, or every kind at every
 call of a small run, on every rank, in both layouts. MICS_FAULTS holds other ones, as in
 `2 skip:20:2 kill:5:0`: the shard size, then faults. MICS_FAULTS_LANES launches so many at a time.
+MICS_FAULTS_RANKS (default 4) is the number of ranks, an even one; MICS_FAULTS_TESTS names tests.
 
 Whatever the fault: the other ranks end in time, with one text that names the rank or what two ranks
 did instead of the same; a run in which nobody complains has the right parameters; the job's status
@@ -31,8 +32,8 @@ import launch  # noqa: E402
 
 AMOUNT = ""
 CLIENT = ""
-RANKS = 4
-LAYOUTS = (2, 4)  # shard sizes
+RANKS = int(os.environ.get("MICS_FAULTS_RANKS", "4"))
+LAYOUTS = (RANKS // 2, RANKS)  # shard sizes
 SLOWNESS = 5 if launch.SANITIZED else 1
 TIMEOUT = 1.0 * SLOWNESS  # the engine's, in seconds
 SLACK = 2.0 * SLOWNESS  # for the agreement on a text, and a busy machine
@@ -384,4 +385,4 @@ if __name__ == "__main__":
     CLIENT = launch.PROGRAM = os.path.realpath(CLIENT)
     LANES = int(os.environ.get("MICS_FAULTS_LANES", "4" if AMOUNT == "soak" else "1"))
     SLACK *= 1 + LANES / 4  # 4 ranks each, beside one another
-    unittest.main(argv=sys.argv[:1], verbosity=2)
+    unittest.main(argv=sys.argv[:1] + os.environ.get("MICS_FAULTS_TESTS", "").split(), verbosity=2)

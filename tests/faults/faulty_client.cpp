@@ -4,6 +4,9 @@
 //
 //   faulty_client FOLDER SHARD_SIZE TIMEOUT FAULT...      FAULT = kind:index:rank
 //
+// The state is in the memory of the default execution space, and in a build without a device with
+// MICS_TEST_MEMORY=device as if there were one.
+//
 // Every fault gets an engine of its own and two steps, of two micro-steps and of one. Rank `rank`
 // does as `kind` says at its `index`-th call that communicates; kind `none` is an undisturbed run.
 // Each rank writes what became of the run to FOLDER/<number of the fault>.<rank>, one line:
@@ -178,7 +181,30 @@ mics::Config config_of(int shard_size, double timeout) {
   config.persistence_threshold = 5;
   config.optimizer = {.kind = mics::OptimizerKind::sgd, .learning_rate = 1};
   config.timeout = timeout;
+  const char* const memory = std::getenv("MICS_TEST_MEMORY");
+  if (memory != nullptr && std::string_view(memory) == "device") {
+    config.memory = mics::Memory::device;
+  }
+  config.share_device = true;
   return config;
+}
+
+// A kernel: the gradient may be in a device's memory.
+template <class View>
+struct Add {
+  View to;
+  float value;
+  KOKKOS_FUNCTION void operator()(int i) const {
+    if constexpr (View::rank() == 1) {
+      to(i) += value;
+    } else {
+      for (std::size_t j = 0; j < to.extent(1); ++j) to(i, j) += value;
+    }
+  }
+};
+template <class View>
+void add(const View& to, float value) {
+  Kokkos::parallel_for("faulty_client::add", to.extent(0), Add<View>{to, value});
 }
 
 void make(mics::Engine& engine, const Client& client, const Call& call) {
@@ -194,10 +220,8 @@ void make(mics::Engine& engine, const Client& client, const Call& call) {
       const auto dw = scope.view<float**>(client.weight[call.argument]);
       const auto db = scope.view<float*>(client.bias[call.argument]);
       const auto value = static_cast<float>(engine.rank() + 1);
-      for (std::size_t i = 0; i < dw.extent(0); ++i) {
-        for (std::size_t j = 0; j < dw.extent(1); ++j) dw(i, j) += value;
-      }
-      for (std::size_t i = 0; i < db.extent(0); ++i) db(i) += value;
+      add(dw, value);
+      add(db, value);
       scope.reduce();
       return;
     }

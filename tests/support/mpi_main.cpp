@@ -2,12 +2,14 @@
 // main() of every test program: MPI, Kokkos and GoogleTest on any number of ranks, one included.
 #include "rank_listener.hpp"
 #include "watchdog.hpp"
+#include <mics/base/device.hpp>
 
 #include <Kokkos_Core.hpp>
 #include <gtest/gtest.h>
 #include <mpi.h>
 
 #include <cstdio>
+#include <exception>
 
 namespace {
 
@@ -24,16 +26,15 @@ int local_rank() {
 }
 
 // Each rank works with a device of its own while there are enough. Kokkos would take the position
-// from a variable of the launcher, which not every launcher sets. False: no device is visible.
-bool initialize_kokkos(int argc, char** argv) {
+// from a variable of the launcher, which not every launcher sets.
+void initialize_kokkos(int argc, char** argv) {
+  mics::device::require_usable();
   const int devices = Kokkos::num_devices();  // -1 in a build without
   if (devices < 0) {
     Kokkos::initialize(argc, argv);
-    return true;
+    return;
   }
-  if (devices == 0) return false;
   Kokkos::initialize(Kokkos::InitializationSettings().set_device_id(local_rank() % devices));
-  return true;
 }
 
 // Runs the tests; returns the same status on all ranks.
@@ -76,8 +77,10 @@ int main(int argc, char** argv) {
     return 1;
   }
   testing::InitGoogleTest(&argc, argv);
-  if (!initialize_kokkos(argc, argv)) {
-    std::fprintf(stderr, "[rank %d] these tests need a device, and none is visible\n", rank);
+  try {
+    initialize_kokkos(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "[rank %d] %s\n", rank, error.what());
     MPI_Finalize();
     return 1;
   }

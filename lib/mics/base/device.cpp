@@ -7,6 +7,19 @@
 
 namespace mics::device {
 
+void require_capability(int compiled, int found, const std::string& device) {
+  if (compiled <= found) return;
+  const auto text = [](int capability) {
+    return std::to_string(capability / 10) + '.' + std::to_string(capability % 10);
+  };
+  raise<DeviceError>(
+      {.object = device,
+       .expected =
+           "compute capability " + text(compiled) + ", which Kokkos was built for, or newer",
+       .found = text(found),
+       .remedy = "build Kokkos and mics for its architecture: cmake/cache has examples"});
+}
+
 #ifdef MICS_HAS_DEVICE
 
 namespace {
@@ -37,6 +50,32 @@ void clear(const Execution& exec, void* data, std::int64_t bytes) {
         "clearing of " + std::to_string(bytes) + " bytes");
 }
 
+void require_usable() {
+  int count = 0;
+  const auto status = MICS_VENDOR(GetDeviceCount)(&count);
+  if (status != MICS_VENDOR(Success) || count == 0) {
+    raise<DeviceError>({.object = "devices of this process",
+                        .expected = "at least one",
+                        .found = status == MICS_VENDOR(Success)
+                                     ? std::string("none")
+                                     : "none: " + std::string(MICS_VENDOR(GetErrorString)(status)),
+                        .remedy = "look at CUDA_VISIBLE_DEVICES and the driver, or use a mics that "
+                                  "was built for the host"});
+  }
+#ifdef KOKKOS_IMPL_ARCH_NVIDIA_GPU
+  for (int device = 0; device < count; ++device) {
+    int major = 0;
+    int minor = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+          "compute capability");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+          "compute capability");
+    require_capability(KOKKOS_IMPL_ARCH_NVIDIA_GPU, 10 * major + minor,
+                       "device " + std::to_string(device));
+  }
+#endif
+}
+
 Execution make_instance(bool urgent) {
   int lowest = 0;
   int highest = 0;
@@ -65,6 +104,8 @@ std::string identity() {
 }
 
 #else
+
+void require_usable() {}
 
 void check(int /*status*/, std::string_view /*operation*/, std::source_location /*where*/) {}
 

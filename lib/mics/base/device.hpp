@@ -63,6 +63,15 @@ struct Capacity {
 };
 [[nodiscard]] Capacity capacity();
 
+/// That this process sees a device, and that what was compiled runs on all that it sees. To be
+/// called before Kokkos::initialize, which ends the process where it is not so. Local; takes no
+/// memory of a device. \throws DeviceError
+void require_usable();
+
+/// That kernels compiled for compute capability `compiled` (90: 9.0) run on devices of capability
+/// `found`: the same or a newer one. Local. \throws DeviceError that names both
+void require_capability(int compiled, int found, const std::string& device);
+
 /// Tells the devices of a job apart: the bus address, `0000:1b:00.0`; empty without a device.
 [[nodiscard]] std::string identity();
 

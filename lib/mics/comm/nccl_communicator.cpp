@@ -190,7 +190,7 @@ bool NcclCommunicator::orders_launches() {
   return run_time_version() >= ordering_version && (set == nullptr || std::string_view(set) != "0");
 }
 
-void NcclCommunicator::warm_up(const Execution& exec) const {
+void NcclCommunicator::warm_up(const Execution& exec, const Uses& uses) const {
   const NcclCall call(*this);
   ncclComm_t const comm = call.native();
   auto* const stream = static_cast<MICS_VENDOR(Stream_t)>(exec.stream());
@@ -205,8 +205,11 @@ void NcclCommunicator::warm_up(const Execution& exec) const {
     const std::size_t piece = static_cast<std::size_t>(bytes) / size / 64 * 64;
     if (piece == 0) continue;
     const auto place = static_cast<std::size_t>(rank_) * piece;
-    detail::check_nccl(ncclAllGather(data + place, data, piece, ncclInt8, comm, stream), comm,
-                       "ncclAllGather");
+    if (uses.gathers) {
+      detail::check_nccl(ncclAllGather(data + place, data, piece, ncclInt8, comm, stream), comm,
+                         "ncclAllGather");
+    }
+    if (!uses.sums) continue;
     for (const auto& [type, width] : {std::pair{ncclBfloat16, 2}, std::pair{ncclFloat16, 2},
                                       std::pair{ncclFloat32, 4}, std::pair{ncclFloat64, 8}}) {
       const std::size_t count = piece / static_cast<std::size_t>(width);
@@ -216,7 +219,7 @@ void NcclCommunicator::warm_up(const Execution& exec) const {
                          "ncclAllReduce");
     }
   }
-  if (size_ > 1) {
+  if (size_ > 1 && uses.messages) {
     const std::size_t piece = static_cast<std::size_t>(largest) / 2 / size / 64 * 64;
     std::byte* const received = data + largest / 2;
     detail::check_nccl(ncclGroupStart(), comm, "ncclGroupStart");

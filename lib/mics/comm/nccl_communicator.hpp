@@ -39,9 +39,15 @@ class NcclCommunicator {
   /// moved from, aborted or abandoned.
   ~NcclCommunicator();
 
-  /// Does a little of everything that later calls do, and waits for it: first uses connect the
-  /// ranks and allocate. Collective; allocates; blocks. \param exec  an instance of device::Space
-  void warm_up(const Execution& exec) const;
+  /// What a communicator is used for.
+  struct Uses {
+    bool gathers = true;
+    bool sums = true;      ///< reduce-scatter and all-reduce
+    bool messages = true;  ///< between any two ranks
+  };
+  /// Does a little of what later calls do, and waits for it: first uses connect the ranks and
+  /// allocate. Collective; allocates; blocks. \param exec  an instance of device::Space
+  void warm_up(const Execution& exec, const Uses& uses) const;
 
   /// Ends all its collectives and frees it. From any thread; only the first call has an effect.
   /// Later uses throw. Local.

@@ -94,7 +94,7 @@ class NcclTransport::PendingGather final : public PendingCollective {
 
 NcclTransport::NcclTransport(NcclCommunicator comm, std::unique_ptr<MpiTransport> small,
                              Execution exec, TransportContext context, DeviceSums sums,
-                             std::span<std::byte> staging)
+                             std::span<std::byte> staging, const NcclCommunicator::Uses& uses)
     : comm_(std::move(comm)),
       small_(std::move(small)),
       exec_(std::move(exec)),
@@ -109,7 +109,7 @@ NcclTransport::NcclTransport(NcclCommunicator comm, std::unique_ptr<MpiTransport
                      " as in the one of MPI",
          .found = "rank " + std::to_string(comm_.rank()) + " of " + std::to_string(comm_.size())});
   }
-  comm_.warm_up(exec_);
+  comm_.warm_up(exec_, uses);
   member_ = context_.device->add({.ranks = small_->world_ranks(),
                                   .abort = comm_.abort_handle(),
                                   .error = comm_.async_error_handle()});

@@ -34,8 +34,10 @@ class NcclTransport final : public Transport {
   /// \param exec     instance of device::Space in whose order everything runs
   /// \param context  with a DeviceWatch
   /// \param staging  device memory at a multiple of 16 bytes that only work of `exec` uses
+  /// \param uses     of `comm`: what it is not used for need not be connected now
   NcclTransport(NcclCommunicator comm, std::unique_ptr<MpiTransport> small, Execution exec,
-                TransportContext context, DeviceSums sums, std::span<std::byte> staging);
+                TransportContext context, DeviceSums sums, std::span<std::byte> staging,
+                const NcclCommunicator::Uses& uses = {});
   ~NcclTransport() override;
 
   [[nodiscard]] int rank() const override { return small_->rank(); }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <utility>
 
@@ -50,6 +51,18 @@ int first_on_device(const comm::Communicator& world) {
               "discovery of devices");
   return ranks[static_cast<std::size_t>(first)];
 }
+
+// What a group is for; more than one can be under way at once.
+enum class Use : std::uint8_t { small, replica, gather, reduce };
+
+#ifdef MICS_HAS_NCCL
+// Whether a group is the world, rank for rank. The same on all of its ranks.
+bool has_order_of(const comm::Communicator& world, const comm::MpiTransport& group) {
+  if (group.size() == 1 || group.size() != world.size()) return false;
+  const std::vector<int> ranks = group.world_ranks();
+  return std::is_sorted(ranks.begin(), ranks.end());
+}
+#endif
 
 }  // namespace
 
@@ -94,6 +107,8 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   const auto node_of = [&](int group, int shard) {
     return node_of_rank[static_cast<std::size_t>(layout.rank_of(group, shard))];
   };
+  // All ranks form the shard group, or each is one of its own; else no group holds all.
+  [[maybe_unused]] const Use last_of_world = layout.shard_size() == 1 ? Use::replica : Use::reduce;
 #ifdef MICS_HAS_NCCL
   // A group of one rank needs no communicator, and making one takes as long as for many.
   std::optional<comm::NcclCommunicator> parent;
@@ -104,11 +119,11 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
 
   // One group: its ranks by colour and key, the nodes they lie on, the instance it works on and
   // its memory for conversions. A group for small exchanges takes few of a device's processors and
-  // has no such memory: its sums are exact, whoever adds.
+  // has no such memory: its sums are exact, whoever adds. The last group that is made of all ranks
+  // takes the parent: each communicator costs tenths of a second.
   const auto transport = [&](int color, int key, std::vector<int> nodes, const auto& make_instance,
                              [[maybe_unused]] std::span<std::byte> staging, std::int64_t staged,
-                             [[maybe_unused]] int max_ctas =
-                                 0) -> std::unique_ptr<comm::Transport> {
+                             [[maybe_unused]] Use use) -> std::unique_ptr<comm::Transport> {
     auto messages =
         std::make_unique<comm::MpiTransport>(world.split(color, key), std::move(nodes), context);
     switch (wiring.kind) {
@@ -117,11 +132,21 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
       case comm::TransportKind::nccl:
 #ifdef MICS_HAS_NCCL
       {
+        const bool last_of_all = use == last_of_world && has_order_of(world, *messages);
         comm::NcclCommunicator group;
-        if (messages->size() > 1) group = parent->split(color, key, max_ctas);
+        if (last_of_all) {
+          group = *std::exchange(parent, std::nullopt);
+        } else if (messages->size() > 1) {
+          group = parent->split(color, key, use == Use::small ? 1 : 0);
+        }
+        const comm::DeviceSums sums = staging.empty() ? comm::DeviceSums::wire : wiring.sums;
+        const bool in_order = sums == comm::DeviceSums::fp32;
+        const bool reduces = use == Use::reduce || use == Use::replica;
         return std::make_unique<comm::NcclTransport>(
-            std::move(group), std::move(messages), make_instance(), context,
-            staging.empty() ? comm::DeviceSums::wire : wiring.sums, staging);
+            std::move(group), std::move(messages), make_instance(), context, sums, staging,
+            comm::NcclCommunicator::Uses{.gathers = use == Use::gather,
+                                         .sums = use != Use::gather && !in_order,
+                                         .messages = reduces && in_order});
       }
 #endif
       case comm::TransportKind::staged:
@@ -140,16 +165,16 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
   for (int group = 0; group < layout.replicas(); ++group) {
     replica_nodes.push_back(node_of(group, here.shard));
   }
-  shard_ =
-      transport(here.group, here.shard, shard_nodes, given_instance, {}, wiring.staged_small, 1);
+  shard_ = transport(here.group, here.shard, shard_nodes, given_instance, {}, wiring.staged_small,
+                     Use::small);
   replica_ = transport(here.shard, here.group, replica_nodes, own_instance, wiring.hop2,
-                       wiring.staged_replica);
+                       wiring.staged_replica, Use::replica);
 
   const auto channel = [&](std::span<std::byte> inside, std::span<std::byte> between,
-                           std::int64_t staged) -> std::unique_ptr<ShardChannel> {
+                           std::int64_t staged, Use use) -> std::unique_ptr<ShardChannel> {
     if (!two_stage) {
       return std::make_unique<ShardChannel>(
-          transport(here.group, here.shard, shard_nodes, own_instance, inside, staged));
+          transport(here.group, here.shard, shard_nodes, own_instance, inside, staged, use));
     }
     const int nodes = layout.nodes_per_group();
     const int lanes = layout.lanes();
@@ -162,13 +187,13 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
       inter_nodes.push_back(node_of(here.group, layout::lane_major_shard(node, here.lane, nodes)));
     }
     auto intra = transport(here.group * nodes + here.node, here.lane, intra_nodes, own_instance,
-                           inside, staged);
+                           inside, staged, use);
     auto inter = transport(here.group * lanes + here.lane, here.node, inter_nodes, own_instance,
-                           between, staged);
+                           between, staged, use);
     return std::make_unique<ShardChannel>(std::move(intra), std::move(inter));
   };
-  gather_ = channel({}, {}, wiring.staged_gather);
-  reduce_ = channel(wiring.hop1, wiring.between, wiring.staged_reduce);
+  gather_ = channel({}, {}, wiring.staged_gather, Use::gather);
+  reduce_ = channel(wiring.hop1, wiring.between, wiring.staged_reduce, Use::reduce);
 }
 
 }  // namespace mics::parallel

@@ -233,6 +233,63 @@ TEST(EngineCheckpoint, MisuseIsNamedOnEveryRank) {
   expect_error<FormatError>([&] { (void)wrong.load(folder.in("run")); }, {"a/weight", "32", "17"});
 }
 
+/// The gradient of every unit is `value` times its number, on state in host memory or a device's.
+void step_in(Engine& engine, const Toy& toy, Memory memory, float value) {
+  if (memory == Memory::device) return one_sample_step(engine, toy, value);
+  const bool brings = engine.rank() == 0;
+  engine.begin_micro_step({.samples = brings ? 1 : 0, .last = true});
+  for (std::size_t u = toy.units.size(); u-- > 0;) {
+    auto scope = engine.gradient(toy.units[u]);
+    using Right = Kokkos::LayoutRight;
+    const auto dw = scope.view<float**, Right, Kokkos::HostSpace>(toy.weight[u]);
+    const auto db = scope.view<float*, Right, Kokkos::HostSpace>(toy.bias[u]);
+    const float mine = brings ? value * static_cast<float>(u + 1) : 0.0F;
+    for (std::size_t i = 0; i < dw.size(); ++i) dw.data()[i] += mine;
+    for (std::size_t i = 0; i < db.size(); ++i) db.data()[i] += mine;
+    scope.reduce();
+  }
+  (void)engine.step();
+}
+
+// Fails if anything of a step, its numbers or what is stored depends on where the state is.
+TEST(EngineCheckpoint, StateMovesBetweenHostAndDeviceAndBackBitForBit) {
+  const Toy toy;
+  const SharedFolder folder;
+  const auto expected = uninterrupted(toy, 8);
+  for (const Layout& layout : layouts_of_job()) {
+    for (const Memory first : {Memory::host, Memory::device}) {
+      SCOPED_TRACE(layout.text() + ", first in " + std::string(name(first)) + " memory");
+      const std::string directory = folder.in(layout.text() + std::string(name(first)));
+      Memory memory = first;
+      std::optional<std::uint32_t> digest;
+      // Saved in one memory, loaded and saved unchanged in the other, and back.
+      for (int stay = 0; stay < 3; ++stay) {
+        Config config = momentum_config();
+        layout.apply(config);
+        config.memory = memory;
+        config.seed = 100 + static_cast<std::uint64_t>(stay);  // other initial values
+        if (stay == 0) config.seed = momentum_config().seed;
+        Engine engine(MPI_COMM_WORLD, toy.model, config);
+        if (stay > 0) {
+          const auto loaded = engine.load(directory);
+          ASSERT_TRUE(loaded.has_value());
+          EXPECT_EQ(loaded->step, 2 * stay);
+          EXPECT_EQ(whole_state(engine), expected[static_cast<std::size_t>(2 * stay - 1)]);
+          digest = loaded->digest;
+          engine.save(directory + "_again" + std::to_string(stay));
+          EXPECT_EQ(engine.load(directory + "_again" + std::to_string(stay))->digest, *digest);
+        }
+        for (int step = 2 * stay; step < 2 * stay + 2; ++step) {
+          step_in(engine, toy, memory, static_cast<float>(step % 4 + 1));
+        }
+        EXPECT_EQ(whole_state(engine), expected[static_cast<std::size_t>(2 * stay + 1)]);
+        engine.save(directory);
+        memory = memory == Memory::host ? Memory::device : Memory::host;
+      }
+    }
+  }
+}
+
 /// The text of the error of a load, the same on every rank; empty if there was none.
 std::string line_of_load(Engine& engine, const std::string& directory,
                          std::optional<std::int64_t> step = {}) {

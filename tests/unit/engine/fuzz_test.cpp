@@ -163,7 +163,7 @@ class Sequence {
   };
   struct OpenScope {
     int unit = 0;
-    std::optional<GradientScope> scope;
+    std::optional<HostScope> scope;
   };
 
   // -- the configuration
@@ -278,7 +278,7 @@ class Sequence {
     for (std::size_t k = 0; k < state_.size(); ++k) {
       const Parameter& parameter = subject_.parameters[k];
       if (parameter.unit != open.unit) continue;
-      const auto view = open.lease->view<const float*>(parameter.id);
+      const auto view = host_view<const float*>(*open.lease, parameter.id);
       for (std::int64_t i = 0; i < parameter.count; ++i) {
         if (view(i) == value(k, i)) continue;
         expect(false, "lease of " + letter(open.unit) + ", element " + std::to_string(i) + " of " +
@@ -457,7 +457,7 @@ class Sequence {
     if (here.needs_gradient_slot && !here.holds_sums() && taken >= config_.slots) {
       expected = Thrown::state;
     }
-    std::optional<GradientScope> scope;
+    std::optional<HostScope> scope;
     if (!call("gradient " + letter(u) + (mode == GradientMode::overwrite ? " overwrite" : ""),
               expected, [&] { scope.emplace(engine_->gradient(id(u), mode)); })) {
       return;
@@ -469,7 +469,7 @@ class Sequence {
     open.scope.emplace(std::move(*scope));
   }
 
-  void write_gradients(int u, const GradientScope& scope, GradientMode mode) {
+  void write_gradients(int u, HostScope& scope, GradientMode mode) {
     const int n = ++scope_count_;
     const int poisoner = dice_.one_in(40) ? dice_.below(job_size()) : -1;
     if (poisoner >= 0) note("rank " + std::to_string(poisoner) + " writes an infinity");
@@ -505,6 +505,7 @@ class Sequence {
       here.slot_poisoned = here.slot_poisoned || poisoner >= 0;
       here.touched = here.touched || here.persistent;
     }
+    scope.store();  // other scopes of the unit read it and add to it
   }
 
   void close_scope(bool by_reduce = false) {
@@ -561,7 +562,7 @@ class Sequence {
     if (phase_ != Phase::micro_step || !last_announced_ || holds_sums() || !leases_.empty()) {
       expected = Thrown::state;
     }
-    engine_->loss()() += 0.5 * job_rank();
+    add_loss(*engine_, 0.5 * job_rank());
     loss_ += 0.25 * job_size() * (job_size() - 1);
     std::optional<StepResult> result;
     if (!call("step", expected, [&] { result = engine_->step().get(); })) return;

@@ -68,6 +68,7 @@ Config config_of(const Case& of) {
   config.compute = of.compute;
   config.optimizer = of.optimizer;
   config.loss_scale = {.dynamic = of.compute == DType::fp16, .initial = 1024, .window = 2};
+  apply_memory(config);
   return config;
 }
 
@@ -90,14 +91,13 @@ std::vector<double> whole_state(Engine& engine, const Case& of) {
 void step(Engine& engine, const SmallModel& small, int number) {
   engine.begin_micro_step({.samples = 1, .last = true});
   for (const UnitId unit : small.units) {
-    auto scope = engine.gradient(unit);
+    HostScope scope = engine.gradient(unit);
     const ParameterId weight = small.model.parameters(unit).front();
     visit(engine.config().compute, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      const auto dw = scope.view<T**>(weight);
+      const auto dw = scope.template view<T**>(weight);
       for (std::size_t i = 0; i < dw.extent(0); ++i) {
-        dw(i, i % dw.extent(1)) =
-            static_cast<T>(static_cast<float>(number) * engine.loss_scale()());
+        dw(i, i % dw.extent(1)) = static_cast<T>(static_cast<float>(number) * loss_scale(engine));
       }
     });
     scope.reduce();
@@ -141,7 +141,7 @@ TEST(GoldenEngine, LoadsWhatVersion1Saved) {
       EXPECT_EQ(loaded->blobs, (Blobs{{"note", {std::byte{7}}}}));
       EXPECT_EQ(whole_state(engine, of), expected) << layout.text();
       // The third good step ended a window of two.
-      EXPECT_EQ(engine.loss_scale()(), of.compute == DType::fp16 ? 2048 : 1024);
+      EXPECT_EQ(loss_scale(engine), of.compute == DType::fp16 ? 2048 : 1024);
       step(engine, small, 5);
       EXPECT_NE(whole_state(engine, of), expected);
     }

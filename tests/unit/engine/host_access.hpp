@@ -44,6 +44,16 @@ template <class View>
   }
 }
 
+/// `count` elements of the engine's memory after all work of `exec`.
+template <class T>
+[[nodiscard]] std::vector<T> fetched(const T* data, std::int64_t count,
+                                     const Execution& exec = {}) {
+  std::vector<T> copy(static_cast<std::size_t>(count));
+  device::copy(exec, copy.data(), data, count * static_cast<std::int64_t>(sizeof(T)));
+  exec.fence("the copy is there");
+  return copy;
+}
+
 /// `lease.view<...>(parameter)`, readable on the host.
 template <class DataType, class Layout = Kokkos::LayoutRight>
 [[nodiscard]] auto host_view(const Lease& lease, ParameterId parameter) {
@@ -103,6 +113,8 @@ class HostScope {
     }
     return copy;
   }
+  void also_on(const Execution& exec) { scope_.also_on(exec); }
+  /// What views show is on the device from now on; their later changes are not.
   void store() {
     for (const auto& one : std::exchange(stores_, {})) one();
   }

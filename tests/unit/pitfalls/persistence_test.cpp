@@ -62,7 +62,7 @@ TEST(Pitfall, P27PersistentParametersAreRefreshedAfterEveryStep) {
     (void)engine.step();
     engine.begin_evaluation();
     const Lease lease = engine.gather(toy.units[1]);
-    EXPECT_EQ(lease.view<const float*>(toy.bias[1])(3),
+    EXPECT_EQ(host_view<const float*>(lease, toy.bias[1])(3),
               static_cast<float>(toy.initial(toy.bias[1], 3) - 2.5));
   }
 }
@@ -79,12 +79,27 @@ class BadMemory final : public optim::Optimizer {
   void update(const optim::Slice& slice, const optim::StepInfo& info) const override {
     inner_->update(slice, info);
     if (!bad_ || info.step != step_) return;
-    for (const auto& part : slice.tensors) {
-      static_cast<float*>(slice.master_weights)[part.begin] = 1e9F;
+    for (const auto& part : slice.tensors) write_nonsense({}, slice, part);
+  }
+  [[nodiscard]] bool runs_on_device() const override { return true; }
+  void enqueue_update(const Execution& exec, const optim::Slice& slice,
+                      const optim::DeviceStepInfo* info) const override {
+    inner_->enqueue_update(exec, slice, info);
+    if (!bad_ || fetched(info, 1, exec)[0].step != step_) return;
+    for (const auto& part : fetched(slice.tensors.data(), std::ssize(slice.tensors), exec)) {
+      write_nonsense(exec, slice, part);
     }
   }
 
  private:
+  static void write_nonsense(const Execution& exec, const optim::Slice& slice,
+                             const state::TensorSegment& part) {
+    const float nonsense = 1e9F;
+    device::copy(exec, static_cast<float*>(slice.master_weights) + part.begin, &nonsense,
+                 sizeof(nonsense));
+    exec.fence("nonsense is written");
+  }
+
   std::unique_ptr<optim::Optimizer> inner_;
   bool bad_;
   std::int64_t step_;

@@ -200,7 +200,7 @@ TEST(Pitfall, P01EveryRankIsCountedOnceInEveryDivision) {
                 place_by_counting(nodes, p, engine.rank()));
 
       engine.begin_micro_step({.samples = engine.rank() == 0 ? 1 : 0, .last = true});
-      auto scope = engine.gradient(toy.units[0]);
+      HostScope scope = engine.gradient(toy.units[0]);
       const auto dw = scope.view<float**>(toy.weight[0]);
       const auto factor = [](std::int64_t i) { return static_cast<double>(i % 5 + 1); };
       for (std::size_t i = 0; i < dw.size(); ++i) {
