@@ -111,6 +111,8 @@ function(mics_precompile target)
     target_precompile_headers(mics_precompiled PRIVATE <Kokkos_Core.hpp> <mpi.h>)
   endif()
   target_precompile_headers(${target} REUSE_FROM mics_precompiled)
+  # Another definition would make the header useless.
+  target_compile_definitions(${target} PRIVATE ${mics_mpi_definitions})
   # Without it ccache cannot see what a precompiled header holds.
   target_compile_options(${target} PRIVATE "$<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>")
 endfunction()

@@ -64,8 +64,9 @@ std::string rate_text(double bytes, double time) {
 // Gathers and reductions of units of one size, back to back, beside the bare calls.
 void measure_collectives(const Session& session, const Options& options, std::int64_t bytes,
                          Results& results) {
+  // Many small ones: what a pass costs once, as the wait for its end, is not theirs.
   const int count =
-      static_cast<int>(std::clamp<std::int64_t>((std::int64_t{4} << 30) / bytes, 4, 64));
+      static_cast<int>(std::clamp<std::int64_t>((std::int64_t{4} << 30) / bytes, 8, 512));
   const Units units(count, bytes);
   Config config = device_config(options);
   config.optimizer = {.kind = OptimizerKind::sgd, .learning_rate = 0};

@@ -11,8 +11,9 @@ namespace {
 
 // Looking for failures and at the clock costs more than looking at a marker.
 constexpr int polls_between_checks = 64;
-// A wait that has lasted so long lets other threads run between two looks.
-constexpr std::chrono::microseconds eager{200};
+// A wait that has lasted so long lets other threads run between two looks. Being woken again takes
+// as long as several small collectives.
+constexpr std::chrono::milliseconds eager{5};
 constexpr std::chrono::microseconds pause{20};
 // Longer than a busy machine keeps a process from running: it was suspended, and cannot tell how
 // late others were.

@@ -427,8 +427,8 @@ template <class T>
 double sum_in_order(const std::vector<T>& values) {
   constexpr std::size_t width = 16 / sizeof(T);
   const auto tree = [](std::vector<double> sums) {
-    for (std::size_t half = sums.size() / 2; half > 0; half /= 2) {
-      for (std::size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+    for (std::size_t rest = sums.size() / 2; rest > 0; rest /= 2) {
+      for (std::size_t i = 0; i < rest; ++i) sums[i] += sums[i + rest];
     }
     return sums[0];
   };

@@ -188,8 +188,10 @@ void enqueue_update_of(const char* label, const Execution& exec, const Slice& sl
   note(slice.master_weights, slice.master_dtype);
   note(slice.compute, slice.compute_dtype);
   for (void* const state : slice.states) note(state, slice.master_dtype);
-  for (std::size_t s = 0; s < Rule::states; ++s) {
-    kernel.states[s] = static_cast<T*>(slice.states[s]);
+  if constexpr (Rule::states > 0) {
+    for (std::size_t s = 0; s < Rule::states; ++s) {
+      kernel.states[s] = static_cast<T*>(slice.states[s]);
+    }
   }
   if (ema_decay) kernel.ema = static_cast<T*>(slice.states[slice.states.size() - 1]);
   using Policy = Kokkos::RangePolicy<device::Space, Kokkos::IndexType<std::int64_t>>;
