@@ -6,6 +6,7 @@ input ends on every rank with one line that says where, what was expected and wh
 Starts and stops leave no memory of a GPU behind.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -94,9 +95,9 @@ class Gpu(unittest.TestCase):
     def test_processes_come_and_go(self):
         ranks = min(GPUS, 2)
         before = query("memory.used")
-        for number in range(PROCESSES):
-            result = train(ranks=ranks)
-            self.assertEqual(result.status, 0, f"process {number}\n{result}")
+        with concurrent.futures.ThreadPoolExecutor(4) as lanes:
+            for result in lanes.map(lambda _: train(ranks=ranks), range(PROCESSES)):
+                self.assertEqual(result.status, 0, result)
         self.assertLessEqual(max(b - a for a, b in zip(before, query("memory.used"))), 16, "MiB of a GPU")
 
 
