@@ -177,6 +177,7 @@ class Trainer {
       engine_.set_learning_rates(learning_rates(deck_));
     }
     engine_.declare_order(gpt::training_order(ids_));
+    if (!deck_.checkpoint_directory.empty()) claim_directory();
     if (arguments.resume) load(arguments.step);
   }
 
@@ -237,6 +238,16 @@ class Trainer {
   // True if the model's passes run on a device that is not the host.
   [[nodiscard]] bool on_device() const {
     return mics::device::separate && engine_.plan().request().memory == Memory::device;
+  }
+
+  // A directory in which another job saves, or where nothing can be saved, is known at the start.
+  void claim_directory() {
+    try {
+      engine_.claim_directory(deck_.checkpoint_directory);
+    } catch (const IoError& error) {
+      if (deck_.stop_on_checkpoint_error) throw;
+      say_once("warning: no checkpoint can be saved now: " + std::string(error.what()));
+    }
   }
 
   // Goes on where a checkpoint ends, with the same order of the data.

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of one or all ranks at any time, and a restart, again and again:
-checkpoint_kill_test.py KILLS CLIENT MICS [LAUNCHER WORD ...]
+checkpoint_kill_test.py [--slice I/N] KILLS CLIENT MICS [LAUNCHER WORD ...]
 
 `mics train` in one layout ends with the digest of a run that nobody disturbed. The client, whose
 sums are exact, is restarted on another number of ranks with another shard size each time: every
 load has the digest of the committed step, the values that were computed beforehand, and the end is
 the undisturbed run's. A step that was said to be committed is never lost.
+
+--slice makes every Nth of the kills, with a seed of its own: N of these, I from 0 to N - 1, make at
+least KILLS, on as many machines or at once.
 """
 
 import os
@@ -155,7 +158,7 @@ class Kills(unittest.TestCase):
                 lap[0] += 1
                 return True
 
-            done = self.survive(choice, KILLS // 2, restart, look, finished)
+            done = self.survive(choice, (KILLS + 1) // 2, restart, look, finished)
             print(f"{ranks} ranks: {done} kills, {lap[0]} runs with digest {expected}", flush=True)
 
     def test_exact_sums_in_another_layout_each_time(self):
@@ -209,7 +212,9 @@ class Kills(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    KILLS = int(sys.argv[1])
-    CLIENT, MICS = map(os.path.realpath, sys.argv[2:4])
-    launch.LAUNCHER = sys.argv[4:]
+    (index, count), words = launch.slice_of(sys.argv[1:])
+    KILLS = -(-int(words[0]) // count)
+    SEED += 2 * index
+    CLIENT, MICS = map(os.path.realpath, words[1:3])
+    launch.LAUNCHER = words[3:]
     unittest.main(argv=sys.argv[:1], verbosity=2)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every system call of saving and loading meets every fault on one of four ranks:
-checkpoint_sweep_test.py AMOUNT CLIENT [LAUNCHER WORD ...]
+checkpoint_sweep_test.py [--slice I/N] AMOUNT CLIENT [LAUNCHER WORD ...]
 
 AMOUNT is full, a sample with a fixed seed, or soak, every fault at every call of every rank in both
-layouts. MICS_FAULTS holds other trials, as in `2 save:eio:0:12 load:kill_before:3:1`: the shard size,
-then work:fault:rank:call.
+layouts. --slice takes trials I, I + N, I + 2 N, ... of them, I from 0 on: N of these make the whole,
+on as many machines or at once. MICS_FAULTS holds other trials, as in
+`2 save:eio:0:12 load:kill_before:3:1`: the shard size, then work:fault:rank:call.
 
 Whatever the fault: no committed step is lost or damaged; what loads has the right values; nothing
 crashes or hangs; a save that says it succeeded is the newest step, and one that failed is an error
@@ -28,6 +29,7 @@ import faults_test  # noqa: E402
 from faults_test import launch  # noqa: E402
 
 AMOUNT = ""
+SLICE = (0, 1)  # index, how many there are
 RANKS = faults_test.RANKS
 LAYOUTS = faults_test.LAYOUTS
 TIMEOUT, SLACK, HARD_LIMIT = faults_test.TIMEOUT, faults_test.SLACK, faults_test.HARD_LIMIT
@@ -87,7 +89,8 @@ class Sweep(unittest.TestCase):
                 points = self.points(shard_size)
                 chosen = choice.sample(points, each) if each else points
                 trials += [f"{w}:{fault}:{r}:{i}" for w, r, i in chosen]
-            yield shard_size, trials
+            index, count = SLICE
+            yield shard_size, trials[index::count]
 
     def called(self, shard_size, trial):
         """What is called there."""
@@ -215,6 +218,7 @@ class Sweep(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    AMOUNT, client, *launch.LAUNCHER = sys.argv[1:]
+    SLICE, words = launch.slice_of(sys.argv[1:])
+    AMOUNT, client, *launch.LAUNCHER = words
     faults_test.CLIENT = launch.PROGRAM = os.path.realpath(client)
     unittest.main(argv=sys.argv[:1], verbosity=2)

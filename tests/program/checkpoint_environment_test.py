@@ -180,14 +180,17 @@ class Environment(unittest.TestCase):
     def test_second_job_is_refused(self):
         with Run(self.directory) as first:
             first.wait_for(lambda: self.directory.exists() and steps(self.directory))
-            for ranks in (1, 4):
+            for ranks, words in ((1, ["checkpoint.every=0"]), (4, []), (4, ["--resume"])):
+                # More steps than it has time for: it is refused before the first.
                 result = launch.run(
                     "train",
                     FOLDER / "deck.json",
                     f"checkpoint.directory={self.directory}",
-                    "checkpoint.every=1",
+                    "training.steps=1000000",
+                    *words,
                     ranks=ranks,
                 )
+                self.assertNotIn("step ", result.stdout)
                 self.assert_stopped(
                     (result.status, result.stdout, result.stderr),
                     "one job that saves there",

@@ -44,6 +44,16 @@ class Result:
         return f"status {self.status} after {self.seconds:.1f} s\n{self.stdout}\n{self.stderr}"
 
 
+def slice_of(words):
+    """((I, N), the other words) of `--slice I/N word ...`; (0, 1) where there is none."""
+    if words[:1] != ["--slice"]:
+        return (0, 1), words
+    index, count = map(int, words[1].split("/"))
+    if not 0 <= index < count:
+        raise SystemExit(f"--slice: expected I/N with I from 0 to N - 1, found {words[1]}")
+    return (index, count), words[2:]
+
+
 def run(*words, ranks=1, seconds=None, folder=None, environment=None, output=None):
     """Runs `mics word ...`; one rank without a launcher. Standard output goes to the file `output`."""
     launch = LAUNCHER + ["-n", str(ranks)] if ranks > 1 else []

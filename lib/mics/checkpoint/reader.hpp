@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -94,8 +95,8 @@ class Checkpoint {
 
   /// Fills memory of another layout, or the same: finds each scalar by tensor and array, whatever
   /// W, p, placement, buffers and dtypes either side has. Reads the blocks of 1 MiB that hold what
-  /// is wanted, each once, and verifies each before it uses it. Scalars of another dtype are
-  /// rounded to nearest even. Gaps of the target become zero. master_weights and frozen_weights
+  /// is wanted, each once; the first that does not verify ends the read. Scalars of another dtype
+  /// are rounded to nearest even. Gaps of the target become zero. master_weights and frozen_weights
   /// stand in for one another.
   ///
   /// Blocks. Memory: two buffers of 8 MiB. Cost: the disk's sequential reads of the blocks touched;
@@ -103,10 +104,11 @@ class Checkpoint {
   /// \param target   describes the memory: buffers, segments, arrays with their dtypes
   /// \param targets  what to fill
   /// \param filled   on the caller's thread; what it throws ends the read
+  /// \param stop     ends the read before the next 8 MiB, in StateError
   /// \throws FormatError naming the file and block that is damaged, or the array that is not there;
   ///         IoError. The memory's contents are then undefined
   ReadCount read(const StoredState& target, std::span<const Target> targets,
-                 const Filled& filled = {}) const;
+                 const Filled& filled = {}, const std::stop_token& stop = {}) const;
 
  private:
   Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit commit,

@@ -155,7 +155,6 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
   try {
     Packer report;
     comm::agree(group_, laying_out, [&] {
-      checksum_ = state.grid.replicas() > 1 ? replicated_checksum(state, tau_, sources) : 0;
       writer_.reset();
       const auto part = part_of_replica(place.group, state.grid.replicas(), parts_);
       report.put(part.value_or(-1));
@@ -216,16 +215,34 @@ void Saver::give_up() {
 }
 
 void Saver::save(const StoredState& state, const layout::Place& place,
-                 std::span<const Source> sources) {
+                 std::span<const Source> sources, const SourceInfo& info) {
   begin(state, place, sources, false);
   write_pieces();
+  sum_replicated(state, sources, info);  // beside the writes
   wait();
 }
 
 void Saver::start(const StoredState& state, const layout::Place& place,
-                  std::span<const Source> sources) {
-  begin(state, place, sources, true);
+                  std::span<const Source> sources, const SourceInfo& info) {
+  begin(state, place, sources, !info.lasting);
+  sum_replicated(state, sources, info);  // first: the caller waits for no write
   write_pieces();
+}
+
+// What fails here is told when the ranks hand over.
+void Saver::sum_replicated(const StoredState& state, std::span<const Source> sources,
+                           const SourceInfo& info) {
+  std::promise<std::uint64_t> sum;
+  try {
+    if (info.replicated || state.grid.replicas() == 1) {
+      sum.set_value(info.replicated.value_or(0));
+    } else {
+      sum.set_value(replicated_checksum(state, tau_, sources));
+    }
+  } catch (...) {
+    sum.set_exception(std::current_exception());
+  }
+  checksum_ = sum.get_future();
 }
 
 void Saver::write_pieces() {
@@ -252,7 +269,7 @@ void Saver::hand_over() {
                               in_quotes(directory_->directory().string()) + " has no direct I/O");
     }
     report.put(tau_);
-    report.put(checksum_);
+    report.put(checksum_.get());
     report.put(writer_ ? detail::piece_index(writer_->id(), parts_) : -1);
     pack(report, sums);
   });

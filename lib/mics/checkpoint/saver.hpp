@@ -28,6 +28,15 @@ struct SaveOptions {
   PieceSize size = {};
 };
 
+/// What is known of the memory that a save is given.
+struct SourceInfo {
+  /// It stays as it is until the save has ended: start() copies nothing.
+  bool lasting = false;
+  /// A hash of all that this rank's replicas hold as well, made in one way by all ranks. None: one
+  /// of the sources that are whole shards is made; to write, the part of written_range() is enough.
+  std::optional<std::uint64_t> replicated = {};
+};
+
 /// How far a save has come; the same on every rank.
 enum class SavePhase : std::uint8_t {
   none,       ///< no save was requested, or the last one was told of
@@ -78,15 +87,17 @@ class Saver {
   /// of 8 MiB.
   /// \param state    the same on every rank
   /// \param place    of this rank: shard and, as group, replica
-  /// \param sources  host memory of this rank's shard (or slice) of every array
+  /// \param sources  host memory of this rank's shard (or slice, or written_range()) of every array
   /// \throws IoError if a rank could not write; FormatError if replicas differ, naming shard and
   ///         ranks; StateError while another save is under way
-  void save(const StoredState& state, const layout::Place& place, std::span<const Source> sources);
+  void save(const StoredState& state, const layout::Place& place, std::span<const Source> sources,
+            const SourceInfo& info = {});
 
   /// Copies what this rank writes, so that the memory may change, and lets a helper thread write
   /// it. Blocks for the copy of 1/R of the shard and, where there are replicas, one read of the
   /// shard. Memory: the copy, kept for the next save. \throws as save(), but for what happens later
-  void start(const StoredState& state, const layout::Place& place, std::span<const Source> sources);
+  void start(const StoredState& state, const layout::Place& place, std::span<const Source> sources,
+             const SourceInfo& info = {});
 
   /// Takes a save under way further, without waiting for disks. Tells `committed` and `failed`
   /// once. Cost: nothing where no save is under way, else one exchange of 1 byte a rank.
@@ -103,6 +114,8 @@ class Saver {
 
   void begin(const StoredState& state, const layout::Place& place, std::span<const Source> sources,
              bool copy);
+  void sum_replicated(const StoredState& state, std::span<const Source> sources,
+                      const SourceInfo& info);
   void write_pieces();
   // Collective: gathers what the writers report and lets rank 0 commit.
   void hand_over();
@@ -126,7 +139,7 @@ class Saver {
   int shards_ = 1;
   std::filesystem::path folder_;
   std::string id_;
-  std::uint64_t checksum_ = 0;  // of what this rank's replicas hold as well
+  std::future<std::uint64_t> checksum_;  // of what this rank's replicas hold as well
   int tau_ = 0;
   std::optional<PieceWriter> writer_;
   std::optional<StepWriter> step_writer_;  // rank 0

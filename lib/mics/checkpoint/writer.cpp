@@ -57,6 +57,14 @@ std::optional<int> part_of_replica(int replica, int replicas, int parts) {
   return part;
 }
 
+Interval written_range(const StoredState& state, const layout::Place& place, int buffer,
+                       const PieceSize& size) {
+  const int parts = parts_of_shard(state, size);
+  const auto part = part_of_replica(place.group, state.grid.replicas(), parts);
+  if (!part) return {state.shard(buffer, place.shard).offset, 0};
+  return detail::part_of_shard(state, buffer, {place.shard, *part}, parts);
+}
+
 std::string make_save_id() {
   std::random_device random;
   std::array<char, 17> text{};

@@ -7,6 +7,7 @@
 #include <mics/checkpoint/file_system.hpp>
 #include <mics/checkpoint/stored_state.hpp>
 #include <mics/h5/file_builder.hpp>
+#include <mics/layout/group_layout.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -32,6 +33,10 @@ struct PieceSize {
 /// The part that replica `replica` writes; none if it writes nothing. Writers are spread evenly
 /// over the replicas, and with them over the nodes.
 [[nodiscard]] std::optional<int> part_of_replica(int replica, int replicas, int parts);
+
+/// The scalars of a buffer that the rank in `place` writes, a part of its shard; none: empty.
+[[nodiscard]] layout::Interval written_range(const StoredState& state, const layout::Place& place,
+                                             int buffer, const PieceSize& size = {});
 
 /// A random name for a save: 16 hexadecimal digits.
 [[nodiscard]] std::string make_save_id();

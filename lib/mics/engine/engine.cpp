@@ -135,6 +135,7 @@ void Engine::sum(std::span<double> values) { state_->sum(values); }
 void Engine::read(ParameterId parameter, std::span<double> values, std::string_view array) {
   state_->read(parameter, values, array);
 }
+void Engine::claim_directory(const std::string& directory) { state_->claim_directory(directory); }
 void Engine::save(const std::string& directory, const SaveRequest& request) {
   state_->save(directory, request);
 }

@@ -352,6 +352,14 @@ class Engine {
   void read(ParameterId parameter, std::span<double> values,
             std::string_view array = "master_weights");
 
+  /// Makes `directory` the one that this engine saves to, as its first save would: makes it, keeps
+  /// other jobs out and clears what a job that was killed left there. To be called at the start, so
+  /// that a directory that will not do is known before there is something to lose. Collective over
+  /// all ranks, between steps; blocks.
+  /// \throws on every rank alike: StateError if another job saves there; IoError if it cannot be
+  ///         made or written to
+  void claim_directory(const std::string& directory);
+
   /// Saves the whole state as `directory`/step-<n>: every rank writes its share of its shard, then
   /// the step is committed at once or not at all. To be called between steps, without an open
   /// lease. Collective over all ranks, whose calls name the same directory; blocks until the step

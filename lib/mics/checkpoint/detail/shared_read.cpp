@@ -4,9 +4,9 @@
 #include <mics/comm/agreement.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <future>
 #include <numeric>
+#include <stop_token>
 #include <tuple>
 #include <utility>
 
@@ -129,20 +129,14 @@ std::vector<ReadSum> read_shared(comm::MpiTransport& group, const Checkpoint& ch
   }
 
   std::vector<ReadSum> sums;
-  std::atomic<bool> in_vain = false;
+  std::stop_source in_vain;  // another rank could not read, or is gone
   std::future<void> done;
   const auto read = [&] {
     try {
       sums = checkpoint
-                 .read(target, own,
-                       [&](std::size_t t) {
-                         if (in_vain) {
-                           raise<StateError>({.object = reading,
-                                              .expected = "to be read by all ranks",
-                                              .found = "another rank that could not"});
-                         }
-                         progress.arrived(batch_of[t]);
-                       })
+                 .read(
+                     target, own, [&](std::size_t t) { progress.arrived(batch_of[t]); },
+                     in_vain.get_token())
                  .sums;
     } catch (...) {
       progress.fail(std::current_exception());
@@ -167,7 +161,7 @@ std::vector<ReadSum> read_shared(comm::MpiTransport& group, const Checkpoint& ch
       }
     }
   } catch (...) {
-    in_vain = true;
+    in_vain.request_stop();
     if (done.valid()) done.wait();
     throw;
   }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
+#include <mics/base/hash.hpp>
 #include <mics/checkpoint/loader.hpp>
 #include <mics/checkpoint/reshard.hpp>
 #include <mics/checkpoint/saver.hpp>
 #include <mics/comm/agreement.hpp>
 #include <mics/engine/detail/engine_state.hpp>
+#include <mics/layout/interval.hpp>
+#include <mics/state/checksum.hpp>
 #include <mics/state/device_fill.hpp>
 #include <mics/state/for_blocks.hpp>
 
@@ -67,33 +70,82 @@ checkpoint::StoredState EngineState::stored_state() const {
   return state;
 }
 
-// On a device they lie in a copy on the host, which `mirror_` keeps for the next time.
-template <class Part>
-std::vector<Part> EngineState::stored_arrays(bool weights_only) {
+std::vector<EngineState::StoredShard> EngineState::stored_shards(bool weights_only) const {
   const int tau = plan_.layout().place(world_.rank()).shard;
-  std::vector<Part> parts;
-  const auto on_host = [&](void* data, std::int64_t bytes) {
-    auto* const here = static_cast<std::byte*>(data);
-    if (!on_device()) return here;
-    const auto [mirror, added] = mirror_.try_emplace(here);
-    if (added)
-      mirror->second = PinnedBytes("mics::detail::mirror", static_cast<std::size_t>(bytes));
-    return mirror->second.data();
-  };
+  std::vector<StoredShard> shards;
   for (int b = 0; b < plan_.flat().buffer_count(); ++b) {
     if (flat(b).flat.count() == 0) continue;
     const Buffer& here = buffers_[static_cast<std::size_t>(b)];
     const layout::Interval own = flat(b).flat.shard(tau);
     std::byte* const weights = flat(b).trainable ? here.master_weights : here.compute;
     const DType dtype = flat(b).trainable ? plan_.master_dtype(b) : flat(b).dtype;
-    const std::int64_t bytes = own.length * bytes_of(dtype);
-    parts.push_back({b, 0, own, on_host(weights, bytes)});
+    shards.push_back({b, 0, own, weights, bytes_of(dtype)});
     if (weights_only) continue;
     for (std::size_t i = 0; i < here.states.size(); ++i) {
-      parts.push_back({b, static_cast<int>(i) + 1, own, on_host(here.states[i], bytes)});
+      shards.push_back({b, static_cast<int>(i) + 1, own, static_cast<std::byte*>(here.states[i]),
+                        bytes_of(dtype)});
     }
   }
-  return parts;
+  return shards;
+}
+
+std::vector<checkpoint::Source> EngineState::stage(const checkpoint::StoredState& state,
+                                                   checkpoint::SourceInfo& info) {
+  const std::vector<StoredShard> shards = stored_shards(false);
+  const layout::Place& place = plan_.layout().place(world_.rank());
+  std::vector<checkpoint::Source> sources;
+  std::int64_t bytes = 0;
+  const auto room = [](std::int64_t of) { return layout::round_up(of, std::int64_t{64}); };
+  for (const StoredShard& shard : shards) {
+    const layout::Interval part = checkpoint::written_range(state, place, shard.buffer);
+    if (!part.empty()) bytes += room(part.length * shard.width);
+  }
+  if (bytes > static_cast<std::int64_t>(staged_.size())) {
+    staged_ = {};
+    staged_ = PinnedBytes(Kokkos::view_alloc("mics::detail::staged", Kokkos::WithoutInitializing),
+                          static_cast<std::size_t>(bytes));
+  }
+  std::byte* to = staged_.data();
+  for (const StoredShard& shard : shards) {
+    const layout::Interval part = checkpoint::written_range(state, place, shard.buffer);
+    if (part.empty()) continue;
+    const std::int64_t size = part.length * shard.width;
+    device::copy(exec_, to, shard.data + (part.offset - shard.range.offset) * shard.width, size);
+    sources.push_back({shard.buffer, shard.array, part, to});
+    to += room(size);
+  }
+  info.lasting = true;
+  if (state.grid.replicas() > 1) {
+    std::uint64_t hash = 0;
+    for (const StoredShard& shard : shards) {
+      hash = hash_combine(
+          hash, state::combine_checksums(state::block_checksums(exec_, shard.data, shard.bytes())));
+    }
+    info.replicated = hash;
+  }
+  exec_.fence("mics::Engine::save: what this rank writes is on the host");
+  return sources;
+}
+
+checkpoint::Saver& EngineState::saver_of(const std::string& directory,
+                                         const checkpoint::Retention& retention) {
+  if (saver_ == nullptr || save_directory_ != directory) {
+    if (saver_ != nullptr) saver_->wait();
+    saver_.reset();
+    saver_ = std::make_unique<checkpoint::Saver>(
+        all_, directory, checkpoint::SaveOptions{.retention = retention}, log_);
+    save_directory_ = directory;
+  }
+  return *saver_;
+}
+
+void EngineState::claim_directory(const std::string& directory) {
+  require_alive();
+  require_training("save");
+  require_idle("claim_directory");
+  quiet(exec_);
+  operations_.record({Purpose::agreement, "a directory for checkpoints", 0});
+  static_cast<void>(saver_of(directory, {}));
 }
 
 void EngineState::save(const std::string& directory, const SaveRequest& request) {
@@ -103,26 +155,24 @@ void EngineState::save(const std::string& directory, const SaveRequest& request)
   quiet(exec_);
   read_device_step();
   operations_.record({Purpose::agreement, "a checkpoint to save", 0});
-  if (saver_ == nullptr || save_directory_ != directory) {
-    if (saver_ != nullptr) saver_->wait();
-    saver_.reset();
-    saver_ = std::make_unique<checkpoint::Saver>(
-        all_, directory, checkpoint::SaveOptions{.retention = request.retention}, log_);
-    save_directory_ = directory;
-  }
-  saver_->retain(request.retention);
+  checkpoint::Saver& saver = saver_of(directory, request.retention);
+  saver.retain(request.retention);
   checkpoint::StoredState state = stored_state();
   state.blobs = request.blobs;
-  const std::vector<checkpoint::Source> sources = stored_arrays<checkpoint::Source>(false);
-  for (const auto& [data, host] : mirror_) {
-    device::copy(exec_, host.data(), data, static_cast<std::int64_t>(host.size()));
+  checkpoint::SourceInfo info;
+  std::vector<checkpoint::Source> sources;
+  if (!on_device()) {
+    for (const StoredShard& shard : stored_shards(false)) {
+      sources.push_back({shard.buffer, shard.array, shard.range, shard.data});
+    }
+  } else if (!saver.under_way()) {  // else it refuses, and what it writes must stay
+    comm::agree(all_, "the host's copy of a state", [&] { sources = stage(state, info); });
   }
-  exec_.fence("mics::Engine::save: the state is on the host");
   const layout::Place& place = plan_.layout().place(world_.rank());
   if (request.asynchronous) {
-    saver_->start(state, place, sources);
+    saver.start(state, place, sources, info);
   } else {
-    saver_->save(state, place, sources);
+    saver.save(state, place, sources, info);
   }
 }
 
@@ -176,7 +226,23 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
   for (std::size_t slot = 0; slot < gather_slots_.size(); ++slot) vacate(static_cast<int>(slot));
   const checkpoint::StoredState target = stored_state();
   const bool weights_only = request.weights_only || config_.forward_only;
-  const std::vector<checkpoint::Target> targets = stored_arrays<checkpoint::Target>(weights_only);
+  const std::vector<StoredShard> shards = stored_shards(weights_only);
+  // A device's state comes by way of the host.
+  PinnedBytes mirror;
+  if (on_device()) {
+    comm::agree(all_, "the host's copy of a state", [&] {
+      std::int64_t bytes = 0;
+      for (const StoredShard& shard : shards) bytes += shard.bytes();
+      mirror = PinnedBytes(Kokkos::view_alloc("mics::detail::mirror", Kokkos::WithoutInitializing),
+                           static_cast<std::size_t>(bytes));
+    });
+  }
+  std::vector<checkpoint::Target> targets;
+  std::byte* on_host = mirror.data();
+  for (const StoredShard& shard : shards) {
+    targets.push_back({shard.buffer, shard.array, shard.range, on_device() ? on_host : shard.data});
+    if (on_device()) on_host += shard.bytes();
+  }
   const auto share = [&](void* data, std::int64_t bytes, int root) {
     groups_.replica().broadcast(data, bytes, root,
                                 {Purpose::agreement, "a part of a checkpoint", bytes});
@@ -185,11 +251,11 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
       checkpoint::load(all_, directory, target, plan_.layout().place(world_.rank()), targets, share,
                        request.step, log_);
   if (!loaded) return {};
-  for (const auto& [data, host] : mirror_) {
-    const bool wanted =
-        std::any_of(targets.begin(), targets.end(),
-                    [here = host.data()](const auto& part) { return part.data == here; });
-    if (wanted) device::copy(exec_, data, host.data(), static_cast<std::int64_t>(host.size()));
+  if (on_device()) {
+    for (std::size_t i = 0; i < shards.size(); ++i) {
+      device::copy(exec_, shards[i].data, targets[i].data, shards[i].bytes());
+    }
+    exec_.fence("mics::Engine::load: the host's copy of the state may go");
   }
   const checkpoint::StoredState& stored = loaded->state();
   if (!weights_only) {

@@ -22,7 +22,6 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -62,6 +61,7 @@ class EngineState {
   void read(ParameterId parameter, std::span<double> values, std::string_view array);
   void quiet(const Execution& exec);
 
+  void claim_directory(const std::string& directory);
   void save(const std::string& directory, const SaveRequest& request);
   checkpoint::SaveProgress poll_save();
   checkpoint::SaveProgress wait_for_save();
@@ -208,9 +208,21 @@ class EngineState {
   void repair_or_fail(const std::vector<Replicated>& arrays,
                       const std::vector<std::uint64_t>& all_checksums);
   [[nodiscard]] checkpoint::StoredState stored_state() const;
-  // Shards of the arrays that a checkpoint holds, as it numbers them.
-  template <class Part>
-  [[nodiscard]] std::vector<Part> stored_arrays(bool weights_only);
+  // Shards of the arrays that a checkpoint holds, as it numbers them, where the engine has them.
+  struct StoredShard {
+    int buffer = -1;
+    int array = -1;
+    layout::Interval range;  // of the buffer
+    std::byte* data = nullptr;
+    std::int64_t width = 0;  // bytes an element
+    [[nodiscard]] std::int64_t bytes() const { return range.length * width; }
+  };
+  [[nodiscard]] std::vector<StoredShard> stored_shards(bool weights_only) const;
+  // Copies what this rank writes to the host, and the bits of all are hashed where they lie.
+  [[nodiscard]] std::vector<checkpoint::Source> stage(const checkpoint::StoredState& state,
+                                                      checkpoint::SourceInfo& info);
+  [[nodiscard]] checkpoint::Saver& saver_of(const std::string& directory,
+                                            const checkpoint::Retention& retention);
   void require_idle(const char* call) const;
   // An engine that is forward only has nothing to train.
   void require_training(const std::string& call) const;
@@ -298,7 +310,7 @@ class EngineState {
   double* norm_partials_of_tensors_ = nullptr;
 
   using PinnedBytes = Kokkos::View<std::byte*, device::PinnedSpace>;
-  std::map<std::byte*, PinnedBytes> mirror_;  // copies of what lies there on a device
+  PinnedBytes staged_;  // what this rank writes of a device's memory; kept for the next save
 
   std::string save_directory_;
   std::unique_ptr<checkpoint::Saver> saver_;  // of save_directory_
