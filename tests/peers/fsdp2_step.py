@@ -238,20 +238,24 @@ def make_optimizer(module, deck):
     )
 
 
-def busy_seconds(trace):
-    """Length of the union of the intervals in which the GPU did something."""
+def busy_seconds(trace, steps):
+    """Length of the union of the intervals in which the GPU did something, a step."""
     with open(trace) as file:
         events = json.load(file)["traceEvents"]
+    # Without annotations, which the trace shows as ranges of the GPU, too.
     intervals = sorted(
         (event["ts"], event["ts"] + event["dur"])
         for event in events
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
     )
+    if not intervals:
+        print("  note: torch.profiler saw no work of the GPU: busy is unknown", flush=True)
+        return None
     total, end = 0.0, -math.inf
     for begin, stop in intervals:
         total += max(0.0, stop - max(begin, end))
         end = max(end, stop)
-    return total * 1e-6
+    return total * 1e-6 / steps
 
 
 def measure(machine, step, arguments, rank):
@@ -278,7 +282,7 @@ def measure(machine, step, arguments, rank):
             with tempfile.TemporaryDirectory() as folder:
                 trace = os.path.join(folder, "trace.json")
                 profile.export_chrome_trace(trace)
-                busy = busy_seconds(trace) / PROFILED
+                busy = busy_seconds(trace, PROFILED)
     machine.barrier()
     return wall, busy
 
@@ -454,7 +458,11 @@ def versions(arguments):
     if arguments.device == "cuda":
         text.append(f"CUDA {torch.version.cuda}")
         text.append("NCCL " + ".".join(map(str, torch.cuda.nccl.version())) + " (PyTorch's)")
-        text.append(f"{arguments.ranks} x {torch.cuda.get_device_name(0)}")
+        # Not by PyTorch, whose context in this process would take memory of the first GPU.
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        with contextlib.suppress(OSError):
+            shown = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+            text += [f"{arguments.ranks} x {line}" for line in shown[:1]]
     if arguments.mics:
         version = subprocess.run([arguments.mics, "--version"], stdout=subprocess.PIPE, text=True)
         text.append(f"mics {version.stdout.strip()}")
