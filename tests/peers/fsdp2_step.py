@@ -28,6 +28,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -405,11 +406,13 @@ def run_fsdp2(arguments, deck, case):
             run_rank, (arguments, deck, case, output), nprocs=arguments.ranks, join=False
         )
         deadline = time.monotonic() + SECONDS
-        while not context.join(timeout=1):
-            if time.monotonic() > deadline:
-                for process in context.processes:
-                    process.kill()
-                raise RuntimeError(f"FSDP2, {case['name']}: not done after {SECONDS} s")
+        try:
+            while not context.join(timeout=1):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"FSDP2, {case['name']}: not done after {SECONDS} s")
+        finally:
+            for process in context.processes:
+                process.kill()
         result = json.loads(pathlib.Path(output).read_text())
     result["memory"] = watch.most
     return result
@@ -533,6 +536,8 @@ def main():
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a model of 0.1e6 parameters")
     arguments = parser.parse_args()
+    # A time limit's signal ends the ranks too, which would keep the GPUs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     # Without it NCCL may take NVLink's multicast on one machine and not on the next.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     if arguments.device == "cuda":
