@@ -28,6 +28,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -238,20 +239,24 @@ def make_optimizer(module, deck):
     )
 
 
-def busy_seconds(trace):
-    """Length of the union of the intervals in which the GPU did something."""
+def busy_seconds(trace, steps):
+    """Length of the union of the intervals in which the GPU did something, a step."""
     with open(trace) as file:
         events = json.load(file)["traceEvents"]
+    # Without annotations, which the trace shows as ranges of the GPU, too.
     intervals = sorted(
         (event["ts"], event["ts"] + event["dur"])
         for event in events
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
     )
+    if not intervals:
+        print("  note: torch.profiler saw no work of the GPU: busy is unknown", flush=True)
+        return None
     total, end = 0.0, -math.inf
     for begin, stop in intervals:
         total += max(0.0, stop - max(begin, end))
         end = max(end, stop)
-    return total * 1e-6
+    return total * 1e-6 / steps
 
 
 def measure(machine, step, arguments, rank):
@@ -278,7 +283,7 @@ def measure(machine, step, arguments, rank):
             with tempfile.TemporaryDirectory() as folder:
                 trace = os.path.join(folder, "trace.json")
                 profile.export_chrome_trace(trace)
-                busy = busy_seconds(trace) / PROFILED
+                busy = busy_seconds(trace, PROFILED)
     machine.barrier()
     return wall, busy
 
@@ -401,11 +406,13 @@ def run_fsdp2(arguments, deck, case):
             run_rank, (arguments, deck, case, output), nprocs=arguments.ranks, join=False
         )
         deadline = time.monotonic() + SECONDS
-        while not context.join(timeout=1):
-            if time.monotonic() > deadline:
-                for process in context.processes:
-                    process.kill()
-                raise RuntimeError(f"FSDP2, {case['name']}: not done after {SECONDS} s")
+        try:
+            while not context.join(timeout=1):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"FSDP2, {case['name']}: not done after {SECONDS} s")
+        finally:
+            for process in context.processes:
+                process.kill()
         result = json.loads(pathlib.Path(output).read_text())
     result["memory"] = watch.most
     return result
@@ -454,7 +461,11 @@ def versions(arguments):
     if arguments.device == "cuda":
         text.append(f"CUDA {torch.version.cuda}")
         text.append("NCCL " + ".".join(map(str, torch.cuda.nccl.version())) + " (PyTorch's)")
-        text.append(f"{arguments.ranks} x {torch.cuda.get_device_name(0)}")
+        # Not by PyTorch, whose context in this process would take memory of the first GPU.
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        with contextlib.suppress(OSError):
+            shown = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+            text += [f"{arguments.ranks} x {line}" for line in shown[:1]]
     if arguments.mics:
         version = subprocess.run([arguments.mics, "--version"], stdout=subprocess.PIPE, text=True)
         text.append(f"mics {version.stdout.strip()}")
@@ -525,6 +536,8 @@ def main():
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a model of 0.1e6 parameters")
     arguments = parser.parse_args()
+    # A time limit's signal ends the ranks too, which would keep the GPUs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     # Without it NCCL may take NVLink's multicast on one machine and not on the next.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     if arguments.device == "cuda":
