@@ -470,8 +470,7 @@ void DeviceStep::decide(const OutcomeRing& outcomes, int slot) {
                        .found = "none",
                        .remedy = "call set_rates()"});
   }
-  Kokkos::parallel_for("mics::optim::decide",
-                       detail::TeamPolicy(exec_.as<device::Space>(), 1, detail::team_threads),
+  Kokkos::parallel_for("mics::optim::decide", detail::team_policy(exec_, 1, 0),
                        DecideKernel{.replica = replica_,
                                     .replicas = settings_.replicas,
                                     .own_replica = settings_.replica,

@@ -23,8 +23,13 @@ inline constexpr int team_threads = device::separate ? sum_lanes : 1;
 
 /// Teams with `arrays` arrays of lanes each.
 [[nodiscard]] inline TeamPolicy team_policy(const Execution& exec, std::int64_t teams, int arrays) {
-  return TeamPolicy(exec.as<device::Space>(), static_cast<int>(teams), team_threads)
-      .set_scratch_size(0, Kokkos::PerTeam(arrays * sum_lanes * static_cast<int>(sizeof(double))));
+  TeamPolicy policy(exec.as<device::Space>(), static_cast<int>(teams), team_threads);
+  policy.set_scratch_size(0,
+                          Kokkos::PerTeam(arrays * sum_lanes * static_cast<int>(sizeof(double))));
+  // Kokkos asks CUDA for global scratch in every launch that wants none, and keeps what it got for
+  // one that does.
+  if constexpr (device::separate) policy.set_scratch_size(1, Kokkos::PerTeam(8));
+  return policy;
 }
 
 /// The team's arrays of lanes, one behind the other.
