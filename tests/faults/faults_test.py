@@ -267,7 +267,7 @@ class Faults(unittest.TestCase):
         self.check_living(TOLD, {"quick": 2, "full": 0, "soak": 0}[AMOUNT], 1)
 
     def test_wrong_calls(self):
-        self.check_living(NOTICED, {"quick": 1, "full": 12, "soak": 0}[AMOUNT], 2)
+        self.check_living(NOTICED, {"quick": 1, "full": 4, "soak": 0}[AMOUNT], 2)
 
     def check_ended(self, kinds, words, each, seed, limit):
         checks = []

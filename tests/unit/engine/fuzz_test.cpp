@@ -844,7 +844,7 @@ class Sequence {
 
 TEST(FuzzTest, RandomCallsDoWhatTheModelSays) {
   const std::uint64_t first = from_environment("MICS_FUZZ_SEED", 1);
-  const std::uint64_t count = from_environment("MICS_FUZZ_SEQUENCES", 2000);
+  const std::uint64_t count = from_environment("MICS_FUZZ_SEQUENCES", 800);
   const Subject subject;
   std::uint64_t died = 0;
   for (std::uint64_t seed = first; seed < first + count; ++seed) {
