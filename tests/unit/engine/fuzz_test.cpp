@@ -2,7 +2,7 @@
 // Random sequences of calls, right and wrong ones, against a model of what the engine promises.
 //
 // All ranks draw the same sequence, from MICS_FUZZ_SEED on (default 1), MICS_FUZZ_SEQUENCES of them
-// (default 2000). A failing one prints its seed and its calls; MICS_FUZZ_SEED=<seed>
+// (default 800). A failing one prints its seed and its calls; MICS_FUZZ_SEED=<seed>
 // MICS_FUZZ_SEQUENCES=1 repeats it.
 #include "communicator_count.hpp"
 #include "toy.hpp"
