@@ -120,8 +120,8 @@ Saver::~Saver() {
   }
 }
 
-void Saver::begin(const StoredState& state, const layout::Place& place,
-                  std::span<const Source> sources, bool copy) {
+detail::Packer Saver::begin(const StoredState& state, const layout::Place& place,
+                            std::span<const Source> sources, bool copy) {
   comm::agree(group_, beginning, [&] {
     if (stage_ != Stage::idle) {
       raise<StateError>({.object = "save of step " + std::to_string(state.step),
@@ -152,8 +152,8 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
   id_ = text_of(names).substr(0, 16);
   folder_ = text_of(names).substr(16);
 
+  Packer report;
   try {
-    Packer report;
     comm::agree(group_, laying_out, [&] {
       writer_.reset();
       const auto part = part_of_replica(place.group, state.grid.replicas(), parts_);
@@ -175,6 +175,17 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
       report.put(writer_->piece().bytes);
       report.put(writer_->piece().offsets);
     });
+  } catch (const CommError&) {
+    throw;
+  } catch (const std::exception&) {
+    give_up();
+    throw;
+  }
+  return report;
+}
+
+void Saver::lay_out_step(const StoredState& state, const Packer& report) {
+  try {
     const auto reports =
         group_.gather(report.bytes(), 0, {comm::Purpose::agreement, laying_out, 0});
     comm::agree(group_, laying_out, [&] {
@@ -205,6 +216,7 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
 }
 
 void Saver::give_up() {
+  comm::wait_for_all(group_, written_, giving_up);
   writer_.reset();
   step_writer_.reset();
   stage_ = Stage::idle;
@@ -216,17 +228,21 @@ void Saver::give_up() {
 
 void Saver::save(const StoredState& state, const layout::Place& place,
                  std::span<const Source> sources, const SourceInfo& info) {
-  begin(state, place, sources, false);
+  const Packer report = begin(state, place, sources, false);
   write_pieces();
-  sum_replicated(state, sources, info);  // beside the writes
+  // Beside the writes.
+  lay_out_step(state, report);
+  sum_replicated(state, sources, info);
   wait();
 }
 
 void Saver::start(const StoredState& state, const layout::Place& place,
                   std::span<const Source> sources, const SourceInfo& info) {
-  begin(state, place, sources, !info.lasting);
-  sum_replicated(state, sources, info);  // first: the caller waits for no write
+  const Packer report = begin(state, place, sources, !info.lasting);
+  sum_replicated(state, sources, info);
+  // Then only: the caller waits for the sum.
   write_pieces();
+  lay_out_step(state, report);
 }
 
 // What fails here is told when the ranks hand over.

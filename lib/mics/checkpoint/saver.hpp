@@ -3,6 +3,7 @@
 
 #include <mics/base/log.hpp>
 #include <mics/checkpoint/detail/file_buffer.hpp>
+#include <mics/checkpoint/detail/packing.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/stored_state.hpp>
 #include <mics/checkpoint/writer.hpp>
@@ -112,8 +113,11 @@ class Saver {
  private:
   enum class Stage : std::uint8_t { idle, writing, committing };
 
-  void begin(const StoredState& state, const layout::Place& place, std::span<const Source> sources,
-             bool copy);
+  // What this rank reports of its piece, which is laid out then.
+  detail::Packer begin(const StoredState& state, const layout::Place& place,
+                       std::span<const Source> sources, bool copy);
+  // Collective: lets rank 0 lay out the manifest of the pieces that are reported.
+  void lay_out_step(const StoredState& state, const detail::Packer& report);
   void sum_replicated(const StoredState& state, std::span<const Source> sources,
                       const SourceInfo& info);
   void write_pieces();
