@@ -84,8 +84,8 @@ class Saver {
   /// What the coming saves give up. Local.
   void retain(const Retention& retention) { options_.retention = retention; }
 
-  /// Writes and commits; blocks until the step is durable. Copies nothing but through two buffers
-  /// of 8 MiB.
+  /// Writes and commits; blocks until the step is durable. Copies nothing but through 8 MiB of
+  /// buffers.
   /// \param state    the same on every rank
   /// \param place    of this rank: shard and, as group, replica
   /// \param sources  host memory of this rank's shard (or slice, or written_range()) of every array
