@@ -160,8 +160,9 @@ endfunction()
 #
 # Runs of a program of mics_add_test in a build with CUDA, under the label gpu: RANKS, each with a
 # device of its own, as mics.gpu.<concept>.<name>.np<n>; SHARED, all on the first device without
-# NCCL, as mics.gpu.<concept>.<name>.shared.np<n>. ENVIRONMENT is for the former, which make engines
-# slowly. ALONE: nothing else may use a device meanwhile. Elsewhere this does nothing.
+# NCCL, as mics.gpu.<concept>.<name>.shared.np<n>. NCCL gets few channels: it connects each of them
+# for every engine. ALONE: it has as many as it wants, and nothing else may use a device meanwhile.
+# Elsewhere this does nothing.
 function(mics_add_gpu_runs name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "ALONE" "TIMEOUT" "RANKS;SHARED;ENVIRONMENT")
   if(arg_UNPARSED_ARGUMENTS)
@@ -180,10 +181,11 @@ function(mics_add_gpu_runs name)
       set(kind .shared)
       continue()
     endif()
+    set(variables ${arg_ENVIRONMENT})
     if(kind)
-      set(variables CUDA_VISIBLE_DEVICES=0)
-    else()
-      set(variables ${arg_ENVIRONMENT})
+      list(APPEND variables CUDA_VISIBLE_DEVICES=0)
+    elseif(NOT arg_ALONE)
+      list(APPEND variables NCCL_MAX_NCHANNELS=4 NCCL_MAX_P2P_NCHANNELS=4)
     endif()
     set(test mics.gpu.${name}${kind}.np${ranks})
     mics_add_test_command(

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/device.hpp>
+
 #include <Kokkos_Macros.hpp>
 #include <bench/bench.hpp>
 #include <bench/commands.hpp>
@@ -99,10 +101,16 @@ void add_bench(CLI::App& app, const Session& session, Action& action) {
 
   const Command optimizer =
       add_command(*bench, session, action,
-                  {"optimizer", "AdamW and the gradient's norm beside memcpy by the same ranks",
+                  {"optimizer", "AdamW and the gradient's norm beside copies by the same ranks",
                    "Bytes of gradients and optimizer state a rank; well beyond the caches"},
-                  bench::run_optimizer, {512 * mib});
+                  bench::run_optimizer, {(device::separate ? 2048 : 512) * mib});
   add_pairs(optimizer);
+  optimizer.options->memory = name(device::separate ? Memory::device : Memory::host);
+  optimizer.app
+      ->add_option("--memory", optimizer.options->memory,
+                   "Of the state; device without a device: its code on the host, for tests")
+      ->check(CLI::IsMember({std::string(name(Memory::host)), std::string(name(Memory::device))}))
+      ->capture_default_str();
 
   const Command checks =
       add_command(*bench, session, action,
@@ -118,6 +126,14 @@ void add_bench(CLI::App& app, const Session& session, Action& action) {
                                    "Samples of 1024 positions"},
                                   bench::run_gpt, {8});
   add_pairs(gpt);
+  const Command overlap = add_command(
+      *bench, session, action,
+      {"overlap", "What a step's communication adds to its matrix products, on a device",
+       "Tokens a rank"},
+      bench::run_overlap, {1024, 4096, 8192});
+  overlap.options->pairs = 15;
+  add_pairs(overlap);
+  add_engine_options(overlap);
 #endif
 #ifdef MICS_HAS_NCCL
   const Command device =

@@ -6,8 +6,8 @@
 
 namespace mics::apps {
 
-/// Adds `bench collectives|optimizer|checks|memory|checkpoint`, which sets `action` when one is
-/// chosen.
+/// Adds `bench collectives|optimizer|checks|memory|checkpoint`, in a build with CUDA `gpt|overlap`
+/// and with NCCL `device|step`, each of which sets `action` when it is chosen.
 void add_bench(CLI::App& app, const Session& session, Action& action);
 
 }  // namespace mics::apps

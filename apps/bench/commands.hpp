@@ -18,6 +18,7 @@ struct Options {
   std::string preset;                ///< empty: zero3, or mics if a shard size is given
   int shard_size = 0;                ///< p of preset mics
   int ranks_per_node = 0;            ///< 0: nodes as they are
+  std::string memory;                ///< `host` or `device`, where a command has both
   std::string directory = ".";       ///< where files are written
   std::string json;                  ///< file for the results; empty: none
   bool check = false;                ///< a missed bar makes the exit status 1
@@ -30,7 +31,7 @@ struct Options {
 
 /// Gathers and reductions of one unit beside MPI's own collectives.
 [[nodiscard]] int run_collectives(const Session& session, const Options& options);
-/// The optimizer's kernel and the norm beside memcpy.
+/// The optimizer's kernel and the norm beside copies of memory.
 [[nodiscard]] int run_optimizer(const Session& session, const Options& options);
 /// The time that a step spends on comparing ranks beside the whole step.
 [[nodiscard]] int run_checks(const Session& session, const Options& options);
@@ -42,6 +43,8 @@ struct Options {
 [[nodiscard]] int run_checkpoint(const Session& session, const Options& options);
 /// In a build with CUDA: the parts of a GPT on the device of rank 0; `pairs` repetitions of each.
 [[nodiscard]] int run_gpt(const Session& session, const Options& options);
+/// In a build with CUDA: a step's gathers and reductions beside its matrix products.
+[[nodiscard]] int run_overlap(const Session& session, const Options& options);
 /// Resident memory of a training run beside its plan.
 [[nodiscard]] int run_memory(const Session& session, const Options& options);
 

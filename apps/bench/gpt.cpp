@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <Kokkos_Core.hpp>
 #include <bench/commands.hpp>
+#include <bench/device_arrays.hpp>
 #include <gpt/device/activations.hpp>
 #include <gpt/device/block.hpp>
 #include <gpt/device/check.hpp>
@@ -19,55 +20,6 @@ namespace {
 namespace device = gpt::device;
 using device::bf16;
 using Exec = device::Exec;
-
-// Numbers between -scale and scale: products of zeros would run faster.
-struct Fill {
-  bf16* data;
-  float scale;
-  KOKKOS_FUNCTION void operator()(const std::int64_t i) const {
-    std::uint32_t x = static_cast<std::uint32_t>(i) * 2654435761U;
-    x ^= x >> 15;
-    x *= 2246822519U;
-    x ^= x >> 13;
-    data[i] = bf16(scale * (static_cast<float>(x >> 8) * 0x1p-23F - 1.0F));
-  }
-};
-
-// Arrays of the device that live as long as this does.
-class Memory {
- public:
-  device::Rows<bf16> rows(std::int64_t count, std::int64_t columns, float scale = 1) {
-    const auto& memory = memories_.emplace_back(
-        Kokkos::view_alloc("mics bench gpt", Kokkos::WithoutInitializing), count * columns);
-    Kokkos::parallel_for(
-        "mics bench gpt",
-        Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(0, count * columns),
-        Fill{memory.data(), scale});
-    return device::Rows<bf16>(memory.data(), static_cast<std::size_t>(count),
-                              static_cast<std::size_t>(columns));
-  }
-  device::Array<bf16> array(std::int64_t count, float scale = 1) {
-    return device::Array<bf16>(rows(1, count, scale).data(), static_cast<std::size_t>(count));
-  }
-  /// A unit's parameters or gradients.
-  template <class Unit>
-  Unit unit(const gpt::UnitSpec& spec) {
-    Unit result;
-    auto parameter = spec.parameters.begin();
-    result.visit([&](auto& view) {
-      const auto& shape = parameter++->shape;
-      if constexpr (std::decay_t<decltype(view)>::rank() == 1) {
-        view = array(shape[0], 0.02F);
-      } else {
-        view = rows(shape[0], shape[1], 0.02F);
-      }
-    });
-    return result;
-  }
-
- private:
-  std::vector<Kokkos::View<bf16*, Exec::memory_space>> memories_;
-};
 
 struct Times {
   double device = 0;  // seconds, median
@@ -135,7 +87,7 @@ class Table {
 };
 
 void time_parts(const Exec& exec, const gpt::GptShape& shape, int samples, int repetitions) {
-  Memory memory;
+  DeviceArrays memory;
   const device::Activations activations(shape, samples, gpt::Recompute::no);
   const device::Scratch& scratch = activations.scratch();
   const device::BlockActivations& layer = activations.layer(0);
@@ -187,10 +139,7 @@ void time_parts(const Exec& exec, const gpt::GptShape& shape, int samples, int r
   const Kokkos::View<double, Exec::memory_space> loss("mics bench gpt");
   Kokkos::deep_copy(one, 1.0);
   const auto fill = [&](const device::Rows<bf16>& view) {
-    Kokkos::parallel_for("mics bench gpt",
-                         Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(
-                             exec, 0, static_cast<std::int64_t>(view.size())),
-                         Fill{view.data(), 1});
+    fill_randomly(exec, view.data(), static_cast<std::int64_t>(view.size()));
   };
   fill(layer.x);
   fill(activations.head().x);

@@ -17,6 +17,9 @@ struct Runner {
   int calls = 1;                       ///< times that `run` does its work: a time is that of one
   std::function<void()> prepare = {};  ///< before the barrier, not timed
   std::function<void()> finish = {};   ///< afterwards, not timed
+  /// Seconds that the last run took, where the clock of the host around it does not tell; blocks
+  /// until that run is done.
+  std::function<double()> seconds = {};
 };
 
 /// Seconds a call by runner and round: the longest of all ranks.

@@ -6,7 +6,7 @@
 #include <bench/race.hpp>
 #include <bench/raw_device.hpp>
 #include <bench/results.hpp>
-#include <gpt/model.hpp>
+#include <bench/step_model.hpp>
 
 #include <algorithm>
 #include <array>
@@ -50,16 +50,6 @@ struct Units {
     }
   }
 };
-
-Config device_config(const Options& options) {
-  Config config = engine_config(options);
-  config.memory = Memory::device;
-  config.compute = DType::bf16;
-  // One micro-step and equal dtypes: reductions end in the accumulator itself.
-  config.accumulate = DType::bf16;
-  config.replica_check_every = 0;
-  return config;
-}
 
 void backward(Engine& engine, const std::vector<UnitId>& units) {
   for (auto unit = units.rbegin(); unit != units.rend(); ++unit) {
@@ -155,22 +145,14 @@ int run_device(const Session& session, const Options& options) {
 // and reduced, then the optimizer.
 int run_step(const Session& session, const Options& options) {
   Results results(session, "step", options.json);
-  Model model;
-  const auto width = static_cast<std::int64_t>(options.sizes.at(0));
-  gpt::GptShape shape;
-  shape.vocabulary = 50304;
-  shape.positions = 1024;
-  shape.layers = 24;
-  shape.heads = 16;
-  shape.width = static_cast<int>(width);
-  const gpt::GptIds ids = gpt::declare(model, shape);
+  const StepModel gpt(static_cast<int>(options.sizes.at(0)));
   Config config = device_config(options);
   config.optimizer = {.kind = OptimizerKind::adamw, .learning_rate = 1e-4};
-  Engine engine(session.world(), model, config);
+  Engine engine(session.world(), gpt.model, config);
   const Plan& plan = engine.plan();
   const Execution exec;
   std::vector<UnitId> units;
-  for (const auto& unit : ids.units) units.push_back(unit.id);
+  for (const auto& unit : gpt.ids.units) units.push_back(unit.id);
 
   double host = 0;  // of gathers and reductions, without waiting
   const auto step = [&] {
@@ -244,7 +226,7 @@ int run_step(const Session& session, const Options& options) {
   const double share = ratio(mine, floor).median;
   const auto passes = 3.0 * static_cast<double>(buffers.size());
   const double beyond = (host - raw_host) / rounds / passes;
-  results.line("  " + std::to_string(model.count()) + " parameters, p = " +
+  results.line("  " + std::to_string(gpt.model.count()) + " parameters, p = " +
                std::to_string(plan.layout().shard_size()) + ", " + std::to_string(buffers.size()) +
                " buffers, arena " + bytes_text(engine.arena_bytes()));
   results.line("  a step " + time_text(time) + ", floor " + time_text(least) + " (copy " +
@@ -253,7 +235,7 @@ int run_step(const Session& session, const Options& options) {
   results.line("  host, a buffer and pass: mics " + time_text(host / rounds / passes) + ", bare " +
                time_text(raw_host / rounds / passes) + ", beyond it " + time_text(beyond) + "  " +
                results.judge(beyond <= host_bar, host_bar * 1e6) + " us");
-  results.record({{"parameters", model.count()},
+  results.record({{"parameters", gpt.model.count()},
                   {"seconds", time},
                   {"floor_seconds", least},
                   {"ratio", share},

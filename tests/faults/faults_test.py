@@ -4,7 +4,9 @@
 AMOUNT is quick, full or soak: a few faults drawn with a fixed seed, many, or every kind at every
 call of a small run, on every rank, in both layouts. MICS_FAULTS holds other ones, as in
 `2 skip:20:2 kill:5:0`: the shard size, then faults. MICS_FAULTS_LANES launches so many at a time.
-MICS_FAULTS_RANKS (default 4) is the number of ranks, an even one; MICS_FAULTS_TESTS names tests.
+MICS_FAULTS_RANKS (default 4) is the number of ranks, an even one; MICS_FAULTS_TESTS names tests;
+MICS_FAULTS_TIMEOUT (default 1) is the engine's time limit in seconds, MICS_FAULTS_SLACK (default 2)
+what may be added to it.
 
 Whatever the fault: the other ranks end in time, with one text that names the rank or what two ranks
 did instead of the same; a run in which nobody complains has the right parameters; the job's status
@@ -35,8 +37,9 @@ CLIENT = ""
 RANKS = int(os.environ.get("MICS_FAULTS_RANKS", "4"))
 LAYOUTS = (RANKS // 2, RANKS)  # shard sizes
 SLOWNESS = 5 if launch.SANITIZED else 1
-TIMEOUT = 1.0 * SLOWNESS  # the engine's, in seconds
-SLACK = 2.0 * SLOWNESS  # for the agreement on a text, and a busy machine
+TIMEOUT = float(os.environ.get("MICS_FAULTS_TIMEOUT", "1")) * SLOWNESS  # the engine's, in seconds
+# For the agreement on a text, and a busy machine.
+SLACK = float(os.environ.get("MICS_FAULTS_SLACK", "2")) * SLOWNESS
 LANES = 1  # launches at a time
 HARD_LIMIT = 30 * SLOWNESS  # seconds a launch may show no progress
 

@@ -103,6 +103,9 @@ CASES = [
     override("word_of_other_type", r"deck\.json: model: expected an object, found 5", "model=5",
              ranks=(1,)),
     override("word_not_utf8", r"data\.files", b"data.files=\xff\xfe"),
+    # Of a build for the host, where the path of device memory runs too.
+    override("nccl_without", r"nccl: expected ranks that can use it, found this build has no NCCL; use \"auto\"",
+             "engine.mics.memory=device", "engine.mics.nccl=on"),
     # The deck as a file.
     command("deck_missing", r"/gone\.json: expected a file that can be read, found none; check the path",
             "train", FOLDER / "gone.json"),

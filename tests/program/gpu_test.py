@@ -6,6 +6,7 @@ input ends on every rank with one line that says where, what was expected and wh
 Starts and stops leave no memory of a GPU behind.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -39,10 +40,16 @@ def train(*words, ranks=1, **environment):
     return launch.run("train", DECK, *words, ranks=ranks, seconds=120, environment=environment)
 
 
+def deck(model=None):
+    """The passes on a device are in bf16, and heads have a width of 64 or 128."""
+    model = model or {"layers": 1, "heads": 1, "width": 64, "positions": 8}
+    return edited({"engine.mics.memory": "device", "engine.bf16.enabled": True, "model": model})
+
+
 class Gpu(unittest.TestCase):
     def setUp(self):
         launch.write_text(FOLDER / "text.txt")
-        DECK.write_text(edited({"engine.mics.memory": "device"}))
+        DECK.write_text(deck())
 
     def check_line(self, result, expects):
         lines = [line for line in result.stderr.split("\n") if line]
@@ -83,7 +90,7 @@ class Gpu(unittest.TestCase):
 
     def test_plan_larger_than_the_memory(self):
         model = {"layers": 96, "heads": 128, "width": 16384, "positions": 8}
-        DECK.write_text(edited({"engine.mics.memory": "device", "model": model}))
+        DECK.write_text(deck(model))
         for ranks in (1, 2):
             if ranks > GPUS:
                 continue
@@ -94,9 +101,9 @@ class Gpu(unittest.TestCase):
     def test_processes_come_and_go(self):
         ranks = min(GPUS, 2)
         before = query("memory.used")
-        for number in range(PROCESSES):
-            result = train(ranks=ranks)
-            self.assertEqual(result.status, 0, f"process {number}\n{result}")
+        with concurrent.futures.ThreadPoolExecutor(4) as lanes:
+            for result in lanes.map(lambda _: train(ranks=ranks), range(PROCESSES)):
+                self.assertEqual(result.status, 0, result)
         self.assertLessEqual(max(b - a for a, b in zip(before, query("memory.used"))), 16, "MiB of a GPU")
 
 

@@ -21,13 +21,16 @@ namespace mics::test {
   return size;
 }
 
-/// True for one of MICS_TEST_SAMPLE calls (default 1: all): where an engine takes seconds to make,
-/// tests of hundreds of cases run a sample of them. The same on all ranks that make the same calls.
+/// One of how many cases runs: MICS_TEST_SAMPLE, by default all.
+[[nodiscard]] inline int sample_stride() {
+  const char* const text = std::getenv("MICS_TEST_SAMPLE");
+  return text == nullptr ? 1 : std::atoi(text);
+}
+/// True for one of that many calls: where an engine takes seconds to make, tests of hundreds of
+/// cases run a sample of them. The same on all ranks that make the same calls.
 [[nodiscard]] inline bool in_sample() {
-  static const char* const text = std::getenv("MICS_TEST_SAMPLE");
-  static const int stride = text == nullptr ? 1 : std::atoi(text);
   static int calls = 0;
-  return calls++ % stride == 0;
+  return calls++ % sample_stride() == 0;
 }
 
 }  // namespace mics::test

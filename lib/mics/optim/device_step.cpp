@@ -69,38 +69,56 @@ struct SquaresKernel {
 
   KOKKOS_FUNCTION void operator()(const Member& team) const {
     double* const lanes = detail::team_lanes(team, 1);
-    const std::int64_t blocks = (count + state::block_count - 1) / state::block_count;
     for (int lane = team.team_rank(); lane < detail::sum_lanes; lane += team.team_size()) {
-      double sum = 0;
-      for (std::int64_t b = team.league_rank(); b < blocks; b += columns) {
-        add_block(b * state::block_count, lane, sum);
-      }
-      lanes[lane] = sum;
+      lanes[lane] = column_of(team.league_rank(), lane);
     }
     detail::fold_lanes(team, lanes, 1);
     if (team.team_rank() == 0) partials[team.league_rank()] = lanes[0];
   }
 
  private:
-  KOKKOS_INLINE_FUNCTION void add_block(std::int64_t begin, int lane, double& sum) const {
-    constexpr int stride = detail::sum_lanes * width;
-    constexpr int packs = static_cast<int>(state::block_count) / stride;
-    static_assert(packs * stride == state::block_count);
-    if (packed && begin + state::block_count <= count) {
-      T elements[packs][width];
-      for (int j = 0; j < packs; ++j) {
-        detail::load_pack<T>(values, begin + j * stride + lane * width, elements[j]);
-      }
+  static constexpr int stride = detail::sum_lanes * width;
+  // Packs that are loaded at once: of the next part of a block while those of one are added. More
+  // of them would take registers that four teams on a processor need.
+  static constexpr int packs = 2;
+  static constexpr int parts = static_cast<int>(state::block_count) / (packs * stride);
+  static_assert(parts * packs * stride == state::block_count);
+
+  KOKKOS_INLINE_FUNCTION double column_of(std::int64_t first, int lane) const {
+    const std::int64_t blocks = (count + state::block_count - 1) / state::block_count;
+    const std::int64_t whole = packed ? count / state::block_count : 0;
+    const std::int64_t mine = first < whole ? (whole - first + columns - 1) / columns : 0;
+    double sum = 0;
+    T elements[packs][width];
+    T next[packs][width];
+    if (mine > 0) load(first, 0, lane, elements);
+    for (std::int64_t i = 1; i <= mine * parts; ++i) {
+      // The last part once more at the end: a load under a condition would wait for the one before.
+      const std::int64_t at = i < mine * parts ? i : i - 1;
+      load(first + at / parts * columns, at % parts, lane, next);
       for (int j = 0; j < packs; ++j) {
         for (int k = 0; k < width; ++k) add(elements[j][k], sum);
       }
-      return;
-    }
-    for (int j = 0; j < packs; ++j) {
-      for (int k = 0; k < width; ++k) {
-        const std::int64_t i = begin + j * stride + lane * width + k;
-        if (i < count) add(values[i], sum);
+      for (int j = 0; j < packs; ++j) {
+        for (int k = 0; k < width; ++k) elements[j][k] = next[j][k];
       }
+    }
+    for (std::int64_t block = first + mine * columns; block < blocks; block += columns) {
+      for (int j = 0; j < parts * packs; ++j) {
+        for (int k = 0; k < width; ++k) {
+          const std::int64_t i = block * state::block_count + j * stride + lane * width + k;
+          if (i < count) add(values[i], sum);
+        }
+      }
+    }
+    return sum;
+  }
+
+  KOKKOS_INLINE_FUNCTION void load(std::int64_t block, std::int64_t part, int lane,
+                                   T (&elements)[packs][width]) const {
+    const std::int64_t begin = block * state::block_count + part * packs * stride + lane * width;
+    for (int j = 0; j < packs; ++j) {
+      detail::load_pack<T>(values, begin + j * stride, elements[j]);
     }
   }
 

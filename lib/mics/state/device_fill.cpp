@@ -6,7 +6,6 @@
 
 #include <Kokkos_Core.hpp>
 
-#include <limits>
 #include <string>
 
 namespace mics::state {
@@ -27,8 +26,7 @@ template <class T>
 struct PoisonKernel {
   T* values;
   KOKKOS_FUNCTION void operator()(std::int64_t i) const {
-    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-    values[i] = T(nan);
+    values[i] = T(Kokkos::Experimental::quiet_NaN_v<float>);
   }
 };
 

@@ -69,8 +69,8 @@ void expect_as(const Footprint& before, const Footprint& after, std::int64_t res
   }
   EXPECT_LE(after.resident - before.resident, resident_growth) << "bytes of host memory";
   EXPECT_LE(after.device, before.device) << "bytes of the device's memory";
-  EXPECT_EQ(after.threads, before.threads);
-  EXPECT_EQ(after.files, before.files);
+  EXPECT_LE(after.threads, before.threads);
+  EXPECT_LE(after.files, before.files);
 }
 
 TEST(SoakTest, StepsLeaveMemoryAsItIsAndReplicasEqual) {

@@ -41,7 +41,7 @@ std::vector<Case> cases() {
   all.back().config.slots = 3;
   all.push_back({"fp16, dynamic loss scale, clipping, two micro-steps, persistent biases", {}, 2});
   all.back().config.compute = DType::fp16;
-  all.back().config.loss_scale = {.dynamic = true, .initial = 1024, .window = 3};
+  all.back().config.loss_scale = {.dynamic = true, .initial = 64, .window = 5};
   all.back().config.gradient_clipping = 1;
   all.back().config.accumulation_steps = 2;
   all.back().config.persistence_threshold = 17;

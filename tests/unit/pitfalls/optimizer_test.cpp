@@ -444,8 +444,8 @@ TEST(Pitfall, P24AdamFormulaByHand) {
 // between ranks. Seen to fail with what a sum loses on the wire kept by the rank that computed it.
 TEST(Pitfall, P25ReplicasAreEqualAfterALongRun) {
   // Ranks that share a core take turns at every message: where there are many, the same run is
-  // shorter.
-  const int steps = job_size() <= 4 ? 10'000 : 1'000;
+  // shorter; so it is where cases are sampled.
+  const int steps = job_size() <= 4 && sample_stride() == 1 ? 10'000 : 1'000;
   const auto layouts = pitfall_layouts();
   const auto replicated = std::find_if(layouts.begin(), layouts.end(), [](const Layout& layout) {
     return layout.shape.p < layout.shape.world && (layout.shape.p > 1 || layout.shape.world < 4);

@@ -5,8 +5,6 @@
 
 #include <Kokkos_Core.hpp>
 
-#include <limits>
-
 // The formula of each optimizer for one element, the one place that holds it: the loops of the host
 // and the kernels of the device call it. T is the master dtype. A rule is made once for elements
 // that share their hyper-parameters, and then called for each with its state in place.
@@ -34,7 +32,7 @@ struct Factors {
 /// An epsilon with which 0 / (0 + epsilon) is 0.
 template <class T>
 [[nodiscard]] KOKKOS_INLINE_FUNCTION T at_least_normal(double epsilon) {
-  constexpr T smallest = std::numeric_limits<T>::min();
+  constexpr T smallest = Kokkos::Experimental::norm_min_v<T>;
   const auto value = static_cast<T>(epsilon);
   return value < smallest ? smallest : value;
 }
