@@ -86,7 +86,9 @@ TEST(DeviceRefusalTest, RanksThatShareADeviceNeedLeave) {
 }
 
 TEST(DeviceRefusalTest, PlanLargerThanTheDeviceIsRefusedOnEveryRank) {
-  const std::int64_t free = device::capacity().free;
+  // The same model on all ranks, whose devices may differ.
+  std::int64_t free = device::capacity().free;
+  MPI_Allreduce(MPI_IN_PLACE, &free, 1, MPI_INT64_T, MPI_MAX, MPI_COMM_WORLD);
   Model model;
   (void)model.parameter(model.unit("unit"), "weight", {free / 4 + 1});
   Config config = toy_config();
