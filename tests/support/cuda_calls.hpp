@@ -10,6 +10,7 @@ namespace mics::test {
 /// Counts the calls of this process that allocate or free memory of the device or pinned memory,
 /// that make the host wait for the device, and asynchronous copies of pageable memory, which do:
 /// those of the run-time library and of the driver, whichever library makes them, NCCL included.
+/// An allocation of 0 bytes is none.
 /// CUPTI tells of them. One object at a time; a debugger or profiler may hold CUPTI instead.
 class CudaCalls {
  public:

@@ -26,7 +26,7 @@ using Broadcast = std::function<void(void* data, std::int64_t bytes, int root)>;
 /// its part of the shard, and they share what is there while their disks go on. Every block is
 /// verified; what was put in memory is summed there, and at the end the digests of
 /// the new layout are compared with those of the save, but for arrays whose dtype changed. Memory:
-/// two buffers of 8 MiB a rank, the manifest. Cost: 1/R of the shard read from disk, the broadcasts
+/// 8 MiB of buffers a rank, the manifest. Cost: 1/R of the shard read from disk, the broadcasts
 /// of the last 64 MiB of the shard.
 /// \param target     describes the memory; the same on every rank
 /// \param place      of this rank: shard and, as group, replica

@@ -2,6 +2,7 @@
 #include <mics/base/error.hpp>
 #include <mics/checkpoint/crc32c.hpp>
 #include <mics/checkpoint/detail/file_buffer.hpp>
+#include <mics/checkpoint/detail/io_threads.hpp>
 #include <mics/checkpoint/detail/piece.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/reader.hpp>
@@ -20,7 +21,7 @@ using layout::intersection;
 using layout::Interval;
 using layout::round_up;
 
-constexpr std::int64_t chunk_bytes = std::int64_t{8} << 20;
+constexpr std::int64_t chunk_bytes = detail::request_bytes;
 constexpr std::int64_t block_bytes = detail::crc_block_bytes;
 
 std::string shape_text(const StoredTensor& tensor) {
@@ -195,9 +196,11 @@ class Locations {
 class PieceReader {
  public:
   PieceReader(SystemCalls& calls, const std::filesystem::path& folder, const detail::Piece& piece,
-              std::span<const std::uint32_t> crcs, std::byte* memory, const std::stop_token& stop)
+              std::span<const std::uint32_t> crcs, std::byte* memory, detail::IoThreads& threads,
+              const std::stop_token& stop)
       : piece_(piece),
         crcs_(crcs),
+        threads_(threads),
         stop_(stop),
         file_(calls, folder / piece.file, Access::read_direct),
         memory_(memory) {}
@@ -210,29 +213,27 @@ class PieceReader {
     const std::vector<Interval> chunks = chunks_of(items);
     std::int64_t bytes = 0;
     std::size_t first = 0;
-    // One chunk is read while the one before is used.
-    std::future<void> pending;
-    for (std::size_t i = 0; i <= chunks.size(); ++i) {
+    // Some chunks are read while the one before is used.
+    detail::Requests reads;
+    std::size_t ahead = 0;
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
       if (stop_.stop_requested()) {
         raise<StateError>({.object = "read of " + piece_.file,
                            .expected = "to be wanted to the end",
                            .found = "a request to stop"});
       }
-      std::future<void> next;
-      if (i < chunks.size()) {
-        const auto read = [this, chunk = chunks[i], i] { this->read(chunk, i % 2); };
+      for (; ahead < std::min(chunks.size(), i + detail::request_count); ++ahead) {
+        const std::size_t turn = ahead % detail::request_count;
+        const auto read = [this, chunk = chunks[ahead], turn] { this->read(chunk, turn); };
         if (chunks.size() == 1) {
           read();
         } else {
-          next = std::async(std::launch::async, read);
+          reads.begin(turn, threads_, std::packaged_task<void()>(read));
         }
       }
-      if (i > 0) {
-        if (pending.valid()) pending.get();
-        use(chunks[i - 1], (i - 1) % 2, items, first, taken);
-        bytes += chunks[i - 1].length;
-      }
-      pending = std::move(next);
+      reads.finish(i % detail::request_count);
+      use(chunks[i], i % detail::request_count, items, first, taken);
+      bytes += chunks[i].length;
     }
     return bytes;
   }
@@ -318,6 +319,7 @@ class PieceReader {
 
   const detail::Piece& piece_;
   std::span<const std::uint32_t> crcs_;
+  detail::IoThreads& threads_;
   const std::stop_token& stop_;
   File file_;
   std::byte* memory_;
@@ -626,11 +628,12 @@ ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> ta
     }
     if (--missing[item.target] == 0 && filled) filled(item.target);
   };
-  const detail::FileBuffer memory = detail::make_file_buffer(2 * chunk_bytes);
+  const detail::FileBuffer memory = detail::make_file_buffer(detail::request_memory);
+  detail::IoThreads threads;
   for (auto& [piece, of_piece] : items) {
     const auto i = static_cast<std::size_t>(piece);
     PieceReader reader(*calls_, folder_, contents_->description.pieces[i], contents_->block_crcs[i],
-                       memory.get(), stop);
+                       memory.get(), threads, stop);
     count.bytes += reader.run(of_piece, taken);
     ++count.files;
   }

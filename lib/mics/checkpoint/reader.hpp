@@ -99,12 +99,12 @@ class Checkpoint {
   /// are rounded to nearest even. Gaps of the target become zero. master_weights and frozen_weights
   /// stand in for one another.
   ///
-  /// Blocks. Memory: two buffers of 8 MiB. Cost: the disk's sequential reads of the blocks touched;
+  /// Blocks. Memory: 8 MiB of buffers. Cost: the disk's sequential reads of the blocks touched;
   /// where the layout is the same, this rank's own pieces only.
   /// \param target   describes the memory: buffers, segments, arrays with their dtypes
   /// \param targets  what to fill
   /// \param filled   on the caller's thread; what it throws ends the read
-  /// \param stop     ends the read before the next 8 MiB, in StateError
+  /// \param stop     ends the read before the next 2 MiB, in StateError
   /// \throws FormatError naming the file and block that is damaged, or the array that is not there;
   ///         IoError. The memory's contents are then undefined
   ReadCount read(const StoredState& target, std::span<const Target> targets,

@@ -45,10 +45,10 @@ struct Resharded {
 /// Rewrites a step as the ranks of another grid would have saved it, in one process: verifies every
 /// block that it reads, compares the digests of all tensors that keep their dtype, and commits by
 /// the protocol of every save. Local; blocks until the step is durable. Memory: `window_bytes`,
-/// four buffers of 8 MiB and both manifests, whatever the size of the state. Cost: one pass over
-/// the pieces, in which the MiB at the ends of each window are read twice; one write. \param to the
-/// directory of the new step; a step of that number there is replaced \throws FormatError, IoError
-/// as Checkpoint::read; IoError if it cannot be written. Nothing is
+/// 16 MiB of buffers and both manifests, whatever the size of the state. Cost: one pass over the
+/// pieces, in which the MiB at the ends of each window are read twice; one write.
+/// \param to  the directory of the new step; a step of that number there is replaced
+/// \throws FormatError, IoError as Checkpoint::read; IoError if it cannot be written. Nothing is
 ///         committed then
 [[nodiscard]] Resharded reshard(SystemCalls& calls, const Checkpoint& from, DirectoryWriter& to,
                                 const Reshaping& reshaping);

@@ -7,8 +7,12 @@
 #include <mics/comm/agreement.hpp>
 #include <mics/state/checksum.hpp>
 
+#include <Kokkos_Core.hpp>
+
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 namespace mics::checkpoint {
@@ -47,7 +51,8 @@ void pack(Packer& to, const PieceSums& sums) {
   to.put(sums.part_crcs);
 }
 
-// A hash of what replicas have in common: arrays that are here as whole shards.
+// A hash of what replicas have in common: arrays that are here as whole shards. Gives way between
+// blocks: on a machine whose cores are all ranks', the threads that feed the disk come first.
 std::uint64_t replicated_checksum(const StoredState& state, int tau,
                                   std::span<const Source> sources) {
   std::uint64_t hash = 0;
@@ -55,7 +60,17 @@ std::uint64_t replicated_checksum(const StoredState& state, int tau,
     if (source.range != state.shard(source.buffer, tau)) continue;
     const DType dtype =
         state.buffer(source.buffer).arrays[static_cast<std::size_t>(source.array)].dtype;
-    hash = hash_combine(hash, state::checksum(source.data, source.range.length * bytes_of(dtype)));
+    const std::int64_t bytes = source.range.length * bytes_of(dtype);
+    // A block for each thread at once; the sum does not depend on how many those are.
+    const std::int64_t step =
+        state::checksum_block_bytes * Kokkos::DefaultHostExecutionSpace().concurrency();
+    for (std::int64_t done = 0; done < bytes; done += step) {
+      for (const std::uint64_t block :
+           state::block_checksums(source.data + done, std::min(step, bytes - done))) {
+        hash = hash_combine(hash, block);
+      }
+      std::this_thread::yield();
+    }
   }
   return hash;
 }
@@ -120,8 +135,8 @@ Saver::~Saver() {
   }
 }
 
-void Saver::begin(const StoredState& state, const layout::Place& place,
-                  std::span<const Source> sources, bool copy) {
+detail::Packer Saver::begin(const StoredState& state, const layout::Place& place,
+                            std::span<const Source> sources, bool copy) {
   comm::agree(group_, beginning, [&] {
     if (stage_ != Stage::idle) {
       raise<StateError>({.object = "save of step " + std::to_string(state.step),
@@ -152,8 +167,8 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
   id_ = text_of(names).substr(0, 16);
   folder_ = text_of(names).substr(16);
 
+  Packer report;
   try {
-    Packer report;
     comm::agree(group_, laying_out, [&] {
       writer_.reset();
       const auto part = part_of_replica(place.group, state.grid.replicas(), parts_);
@@ -175,6 +190,17 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
       report.put(writer_->piece().bytes);
       report.put(writer_->piece().offsets);
     });
+  } catch (const CommError&) {
+    throw;
+  } catch (const std::exception&) {
+    give_up();
+    throw;
+  }
+  return report;
+}
+
+void Saver::lay_out_step(const StoredState& state, const Packer& report) {
+  try {
     const auto reports =
         group_.gather(report.bytes(), 0, {comm::Purpose::agreement, laying_out, 0});
     comm::agree(group_, laying_out, [&] {
@@ -205,6 +231,7 @@ void Saver::begin(const StoredState& state, const layout::Place& place,
 }
 
 void Saver::give_up() {
+  comm::wait_for_all(group_, written_, giving_up);
   writer_.reset();
   step_writer_.reset();
   stage_ = Stage::idle;
@@ -216,16 +243,20 @@ void Saver::give_up() {
 
 void Saver::save(const StoredState& state, const layout::Place& place,
                  std::span<const Source> sources, const SourceInfo& info) {
-  begin(state, place, sources, false);
+  const Packer report = begin(state, place, sources, false);
   write_pieces();
-  sum_replicated(state, sources, info);  // beside the writes
+  // Beside the writes.
+  lay_out_step(state, report);
+  sum_replicated(state, sources, info);
   wait();
 }
 
 void Saver::start(const StoredState& state, const layout::Place& place,
                   std::span<const Source> sources, const SourceInfo& info) {
-  begin(state, place, sources, !info.lasting);
-  sum_replicated(state, sources, info);  // first: the caller waits for no write
+  const Packer report = begin(state, place, sources, !info.lasting);
+  lay_out_step(state, report);
+  sum_replicated(state, sources, info);
+  // Last: the caller waits for all the rest, which the writes would slow down.
   write_pieces();
 }
 

@@ -3,6 +3,7 @@
 
 #include <mics/base/log.hpp>
 #include <mics/checkpoint/detail/file_buffer.hpp>
+#include <mics/checkpoint/detail/packing.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/stored_state.hpp>
 #include <mics/checkpoint/writer.hpp>
@@ -83,8 +84,8 @@ class Saver {
   /// What the coming saves give up. Local.
   void retain(const Retention& retention) { options_.retention = retention; }
 
-  /// Writes and commits; blocks until the step is durable. Copies nothing but through two buffers
-  /// of 8 MiB.
+  /// Writes and commits; blocks until the step is durable. Copies nothing but through 8 MiB of
+  /// buffers.
   /// \param state    the same on every rank
   /// \param place    of this rank: shard and, as group, replica
   /// \param sources  host memory of this rank's shard (or slice, or written_range()) of every array
@@ -112,8 +113,11 @@ class Saver {
  private:
   enum class Stage : std::uint8_t { idle, writing, committing };
 
-  void begin(const StoredState& state, const layout::Place& place, std::span<const Source> sources,
-             bool copy);
+  // What this rank reports of its piece, which is laid out then.
+  detail::Packer begin(const StoredState& state, const layout::Place& place,
+                       std::span<const Source> sources, bool copy);
+  // Collective: lets rank 0 lay out the manifest of the pieces that are reported.
+  void lay_out_step(const StoredState& state, const detail::Packer& report);
   void sum_replicated(const StoredState& state, std::span<const Source> sources,
                       const SourceInfo& info);
   void write_pieces();

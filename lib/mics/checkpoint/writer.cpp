@@ -3,6 +3,7 @@
 #include <mics/base/version.hpp>
 #include <mics/checkpoint/crc32c.hpp>
 #include <mics/checkpoint/detail/file_buffer.hpp>
+#include <mics/checkpoint/detail/io_threads.hpp>
 #include <mics/checkpoint/writer.hpp>
 
 #include <algorithm>
@@ -20,9 +21,7 @@ using layout::intersection;
 using layout::Interval;
 using layout::round_up;
 
-// Large enough for a disk's full rate with one write at a time, small beside any state.
-constexpr std::int64_t chunk_bytes = std::int64_t{8} << 20;
-static_assert(chunk_bytes % detail::crc_block_bytes == 0);
+static_assert(detail::request_bytes % detail::crc_block_bytes == 0);
 
 std::string now() {
   const std::time_t seconds = std::time(nullptr);
@@ -218,31 +217,31 @@ PieceSums PieceWriter::write(SystemCalls& calls, const std::filesystem::path& fo
   sums.direct = file.direct();
   file.reserve(padded);
 
-  const std::int64_t size = std::min(chunk_bytes, padded);
-  // One buffer is written while the other is filled. A future waits for its write when it goes,
-  // before the buffers do.
-  std::array<detail::FileBuffer, 2> buffers;
-  std::array<std::future<void>, 2> writes;
+  const std::int64_t size = std::min(detail::request_bytes, padded);
+  // Some buffers are written while another is filled.
+  const detail::FileBuffer memory =
+      detail::make_file_buffer(std::min(detail::request_memory, padded));
+  detail::IoThreads threads;
+  detail::Requests writes;
   std::size_t next = 0;
   std::size_t turn = 0;
-  for (std::int64_t offset = 0; offset < piece_.bytes; offset += size, turn ^= 1) {
-    if (writes[turn].valid()) writes[turn].get();
-    if (!buffers[turn]) buffers[turn] = detail::make_file_buffer(size);
+  const auto go_on = [&turn] { turn = (turn + 1) % detail::request_count; };
+  for (std::int64_t offset = 0; offset < piece_.bytes; offset += size, go_on()) {
+    writes.finish(turn);
     const std::int64_t bytes = std::min(size, piece_.bytes - offset);
     const std::int64_t written = file.direct() ? round_up(bytes, direct_alignment) : bytes;
-    const std::span<std::byte> chunk(buffers[turn].get(), static_cast<std::size_t>(written));
+    const std::span<std::byte> chunk(memory.get() + static_cast<std::int64_t>(turn) * size,
+                                     static_cast<std::size_t>(written));
     fill(chunk.first(static_cast<std::size_t>(bytes)), offset, next, sums);
     std::fill(chunk.begin() + bytes, chunk.end(), std::byte{0});
     const auto write = [&file, chunk, offset] { file.write(chunk, offset); };
     if (padded <= size) {
       write();
     } else {
-      writes[turn] = std::async(std::launch::async, write);
+      writes.begin(turn, threads, std::packaged_task<void()>(write));
     }
   }
-  for (std::size_t i = 0; i < 2; ++i, turn ^= 1) {
-    if (writes[turn].valid()) writes[turn].get();
-  }
+  for (std::size_t i = 0; i < detail::request_count; ++i, go_on()) writes.finish(turn);
   file.resize(piece_.bytes);
   file.sync();
   file.close();

@@ -75,7 +75,7 @@ class PieceWriter {
   void stage(std::span<const Source> sources, std::span<std::byte> buffer);
 
   /// Writes the file into `folder` and makes it durable. Calls neither MPI nor libhdf5. Blocks.
-  /// Each byte is read once, copied into one of two buffers of 8 MiB and summed there; floor: the
+  /// Each byte is read once, copied into one of four buffers of 2 MiB and summed there; floor: the
   /// disk's sequential writes past the page cache. \throws IoError; a file that is left behind is
   /// incomplete
   [[nodiscard]] PieceSums write(SystemCalls& calls, const std::filesystem::path& folder) const;

@@ -130,7 +130,7 @@ std::chrono::microseconds pause_before(int round) {
   // One part in twenty of what was waited already, so that short waits end soon, and at most what
   // costs a long one nothing.
   constexpr double shortest = 100;
-  constexpr double longest = 10'000;
+  constexpr double longest = 3'000;
   return std::chrono::microseconds(static_cast<std::int64_t>(
       std::min(longest, shortest * std::pow(1.05, std::min(round, 1000)))));
 }

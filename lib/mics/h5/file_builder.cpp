@@ -79,7 +79,13 @@ FileBuilder::FileBuilder(std::string name, std::int64_t metadata_bytes)
   check(H5Pset_small_data_block_size(access.id(), 0), "set up small data of", name_);
   // Elements of small datasets need no page of their own.
   check(H5Pset_alignment(access.id(), hsize_t{1} << 16, 4096), "set the alignment of", name_);
-  file_ = File(H5Fcreate(name_in_memory(name_).c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.id()),
+  // The root's links, and those of groups made on the way, which take after it: a heap and a tree
+  // for the links of a small group are larger than the links.
+  const PropertyList creation(H5Pcreate(H5P_FILE_CREATE), "create a list for", name_);
+  constexpr unsigned most_links = 200;
+  check(H5Pset_link_phase_change(creation.id(), most_links, most_links / 2), "set up links of",
+        name_);
+  file_ = File(H5Fcreate(name_in_memory(name_).c_str(), H5F_ACC_EXCL, creation.id(), access.id()),
                "create", name_);
 }
 

@@ -86,6 +86,7 @@ TEST(DeviceRefusalTest, RanksThatShareADeviceNeedLeave) {
 }
 
 TEST(DeviceRefusalTest, PlanLargerThanTheDeviceIsRefusedOnEveryRank) {
+  // The same model on all ranks, whose devices may differ.
   std::int64_t free = device::capacity().free;
   MPI_Allreduce(MPI_IN_PLACE, &free, 1, MPI_INT64_T, MPI_MAX, MPI_COMM_WORLD);
   Model model;

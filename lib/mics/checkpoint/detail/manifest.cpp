@@ -101,7 +101,7 @@ std::vector<std::string> tensor_paths(const std::vector<StoredTensor>& tensors) 
 Manifest make_manifest(const Description& description,
                        std::span<const std::vector<std::byte>* const> blobs) {
   const StoredState& state = description.state;
-  h5::FileBuilder builder(std::string(manifest_name), std::int64_t{1} << 16);
+  h5::FileBuilder builder(std::string(manifest_name), std::int64_t{1} << 12);
   builder.attribute("/", "mics_checkpoint", std::int64_t{1});
   builder.attribute("/", "save", description.id);
   builder.attribute("/", "step", state.step);
