@@ -288,7 +288,8 @@ class Engine {
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) = delete;
   Engine(const Engine&) = delete;
-  /// Collective over the communicator unless the engine failed (it frees communicators).
+  /// Collective over the communicator unless the engine failed (it frees communicators). With NCCL
+  /// it waits for all ranks, at most the time limit.
   ~Engine();
 
   /// Opens a micro-step. Ends the one before. Collective over the shard group if small parameters

@@ -221,6 +221,9 @@ EngineState::~EngineState() {
   watchdog_ = watch("destruction of the engine", config_, world_.native());
   try {
     drain();
+    // Freeing communicators of a device waits for all ranks, whatever became of them: who does not
+    // come is found here, and they are aborted instead.
+    if (device_watch_ != nullptr) all_.barrier({Purpose::agreement, "end of the engine", 0});
   } catch (const Error& error) {
     warn(error.what());
   }
