@@ -264,7 +264,7 @@ class Faults(unittest.TestCase):
     # -- tests
 
     def test_exceptions(self):
-        self.check_living(TOLD, {"quick": 2, "full": 0, "soak": 0}[AMOUNT], 1)
+        self.check_living(TOLD, {"quick": 2, "full": 6, "soak": 0}[AMOUNT], 1)
 
     def test_wrong_calls(self):
         self.check_living(NOTICED, {"quick": 1, "full": 4, "soak": 0}[AMOUNT], 2)
