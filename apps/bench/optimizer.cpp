@@ -65,8 +65,7 @@ struct State {
         gradient(take<float>("gradient", count)),
         narrow_gradient(take<bf16>("narrow_gradient", count)),
         master_weights(take<float>("master_weights", count)),
-        exp_avg(take<float>("exp_avg", count)),
-        exp_avg_sq(take<float>("exp_avg_sq", count)),
+        moments{take<float>("exp_avg", count), take<float>("exp_avg_sq", count)},
         compute(take<bf16>("compute", count)),
         from(take<std::byte>("from", copied_bytes)),
         to(take<std::byte>("to", copied_bytes)),
@@ -95,6 +94,16 @@ struct State {
     return reinterpret_cast<T*>(arena.take(elements * static_cast<std::int64_t>(sizeof(T)), what));
   }
 
+  // What AdamW updates without a compute copy. Valid while this lives.
+  [[nodiscard]] optim::Slice slice(std::span<const state::HyperRun> runs_of_slice) const {
+    return {.gradient = gradient,
+            .master_weights = master_weights,
+            .states = moments,
+            .compute_dtype = DType::bf16,
+            .count = count,
+            .runs = runs_of_slice};
+  }
+
   std::int64_t count;
   std::int64_t copied_bytes;
   std::int64_t step_bytes;
@@ -102,8 +111,7 @@ struct State {
   float* gradient;
   bf16* narrow_gradient;
   float* master_weights;
-  float* exp_avg;
-  float* exp_avg_sq;
+  std::array<void*, 2> moments;  // exp_avg, exp_avg_sq
   bf16* compute;
   std::byte* from;
   std::byte* to;
@@ -187,13 +195,7 @@ void race_on_host(const Session& session, const Options& options, std::int64_t c
   State state(count, Memory::host);
   std::vector<double> partials(static_cast<std::size_t>(state::blocks_of(count)));
   const auto adamw = make_adamw();
-  const std::array<void*, 2> states{state.exp_avg, state.exp_avg_sq};
-  const optim::Slice slice{.gradient = state.gradient,
-                           .master_weights = state.master_weights,
-                           .states = states,
-                           .compute_dtype = DType::bf16,
-                           .count = count,
-                           .runs = state.runs};
+  const optim::Slice slice = state.slice(state.runs);
   optim::Slice with_copy = slice;
   with_copy.compute = state.compute;
   double norm = 0;
@@ -231,13 +233,7 @@ void race_on_device(const Session& session, const Options& options, std::int64_t
                static_cast<std::int64_t>(state.runs.size() * sizeof(state::HyperRun)));
   exec.fence("mics::bench: what the kernels read is there");
   const auto adamw = make_adamw();
-  const std::array<void*, 2> states{state.exp_avg, state.exp_avg_sq};
-  const optim::Slice slice{.gradient = state.gradient,
-                           .master_weights = state.master_weights,
-                           .states = states,
-                           .compute_dtype = DType::bf16,
-                           .count = count,
-                           .runs = {runs.data(), runs.size()}};
+  const optim::Slice slice = state.slice({runs.data(), runs.size()});
   optim::Slice with_copy = slice;
   with_copy.compute = state.compute;
   optim::Slice narrow = with_copy;

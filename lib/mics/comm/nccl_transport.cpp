@@ -43,15 +43,16 @@ ncclResult_t both(ncclResult_t a, ncclResult_t b) { return a != ncclSuccess ? a 
 }  // namespace
 
 /// One use of the communicator: known to the watch from its beginning in the stream to its end.
-/// Only the end has a marker of its own: one more between two small collectives would cost a
-/// fiftieth of their time. Converting kernels before the use count as part of it.
+/// In an instance of the transport's own only the end has a marker: one more between two small
+/// collectives would cost a fiftieth of their time. Converting kernels before the use count as part
+/// of it. An application's kernels, which may be long, do not.
 class NcclTransport::Watched {
  public:
   Watched(NcclTransport& transport, const Operation& operation)
       : transport_(transport),
         operation_(operation),
         call_(transport.comm_),
-        before_(transport.exec_.gates()) {
+        before_(transport.own_exec_ ? transport.exec_.gates() : std::vector<Marker>{}) {
     if (before_.empty()) before_.push_back(transport.exec_.mark());
   }
 
@@ -94,13 +95,15 @@ class NcclTransport::PendingGather final : public PendingCollective {
 
 NcclTransport::NcclTransport(NcclCommunicator comm, std::unique_ptr<MpiTransport> small,
                              Execution exec, TransportContext context, DeviceSums sums,
-                             std::span<std::byte> staging, const NcclCommunicator::Uses& uses)
+                             std::span<std::byte> staging, const NcclCommunicator::Uses& uses,
+                             bool own_exec)
     : comm_(std::move(comm)),
       small_(std::move(small)),
       exec_(std::move(exec)),
       context_(context),
       sums_(sums),
-      staging_(staging) {
+      staging_(staging),
+      own_exec_(own_exec) {
   if (size() == 1) return;
   if (comm_.size() != size() || comm_.rank() != rank()) {
     raise<ArgumentError>(

@@ -35,9 +35,12 @@ class NcclTransport final : public Transport {
   /// \param context  with a DeviceWatch
   /// \param staging  device memory at a multiple of 16 bytes that only work of `exec` uses
   /// \param uses     of `comm`: what it is not used for need not be connected now
+  /// \param own_exec  `exec` is given nothing else but short kernels, so that what it waits for
+  /// tells
+  ///                  when an operation can begin; else each has one more marker before it
   NcclTransport(NcclCommunicator comm, std::unique_ptr<MpiTransport> small, Execution exec,
                 TransportContext context, DeviceSums sums, std::span<std::byte> staging,
-                const NcclCommunicator::Uses& uses = {});
+                const NcclCommunicator::Uses& uses = {}, bool own_exec = false);
   ~NcclTransport() override;
 
   [[nodiscard]] int rank() const override { return small_->rank(); }
@@ -100,6 +103,7 @@ class NcclTransport final : public Transport {
   std::span<std::byte> staging_;
   int member_ = -1;
   std::uint64_t history_ = 0;
+  bool own_exec_;
   mutable std::optional<Marker> end_;  // of the last operation, while nothing follows it
 };
 

@@ -146,7 +146,8 @@ ProcessGroups::ProcessGroups(const comm::Communicator& world, const layout::Grou
             std::move(group), std::move(messages), make_instance(), context, sums, staging,
             comm::NcclCommunicator::Uses{.gathers = use == Use::gather,
                                          .sums = use != Use::gather && !in_order,
-                                         .messages = reduces && in_order});
+                                         .messages = reduces && in_order},
+            use != Use::small);
       }
 #endif
       case comm::TransportKind::staged:
