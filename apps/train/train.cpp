@@ -181,7 +181,9 @@ class Trainer {
     engine_.declare_order(gpt::training_order(ids_));
     if (!deck_.checkpoint_directory.empty()) claim_directory();
     if (arguments.resume) load(arguments.step);
-    if (!deck_.checkpoint_directory.empty()) warn_of_newer_steps();
+    // Newer steps than the newest that could be taken are damaged, which was told.
+    const bool took_newest = arguments.resume && !arguments.step;
+    if (!deck_.checkpoint_directory.empty() && !took_newest) warn_of_newer_steps();
   }
 
   [[nodiscard]] Engine& engine() { return engine_; }
@@ -308,14 +310,14 @@ class Trainer {
     if (steps.empty() || steps.front() <= loaded_step_) return;
     say("warning: " + deck_.checkpoint_directory + " holds step " + std::to_string(steps.front()) +
         " of another run, where --resume would go on until this run is beyond it; use another "
-        "directory or remove what is newer than step " +
+        "directory, or remove what is newer than step " +
         std::to_string(loaded_step_));
   }
 
   void save(std::int64_t steps_done, bool asynchronous) {
+    wait_for_save();
+    saving_step_ = steps_done;
     try {
-      // The one before is still under way if disks are slow: it is not given up.
-      follow_save(engine_.wait_for_save());
       engine_.save(deck_.checkpoint_directory, {.retention = deck_.retention,
                                                 .asynchronous = asynchronous,
                                                 .blobs = {{position_blob, bytes_of(steps_done)},
@@ -323,6 +325,17 @@ class Trainer {
     } catch (const IoError& error) {
       if (deck_.stop_on_checkpoint_error) throw;
       say_once("warning: step " + std::to_string(steps_done) + " is not saved: " + error.what());
+    }
+  }
+
+  // The save before is still under way if disks are slow: it is not given up. If it fails, the next
+  // may succeed.
+  void wait_for_save() {
+    try {
+      engine_.wait_for_save();
+    } catch (const IoError& error) {
+      if (deck_.stop_on_checkpoint_error) throw;
+      say_once("warning: step " + std::to_string(saving_step_) + " is not saved: " + error.what());
     }
   }
 
@@ -342,7 +355,7 @@ class Trainer {
   void follow_save(const checkpoint::SaveProgress& progress) {
     if (progress.phase != checkpoint::SavePhase::failed) return;
     if (deck_.stop_on_checkpoint_error) throw IoError(progress.error);
-    say_once("warning: step " + std::to_string(progress.step) + " is not saved: " + progress.error);
+    say_once("warning: step " + std::to_string(saving_step_) + " is not saved: " + progress.error);
   }
 
   [[nodiscard]] bool on_any_rank(bool here) {
@@ -371,7 +384,8 @@ class Trainer {
     if (session_.is_root()) say("note: " + std::string(text));
   }
 
-  void say(const std::string& line) {
+  void say(const std::string& text) {
+    const std::string line = one_line(text);
     if (progress_) {
       progress_->message(line);
     } else {
@@ -598,6 +612,8 @@ class Trainer {
   std::int64_t first_step_ = 0;
   // The checkpoint's own number, which skipped steps do not raise.
   std::int64_t loaded_step_ = 0;
+  // Steps of the deck behind the save that began last.
+  std::int64_t saving_step_ = 0;
 
   const Session& session_;
   const Deck& deck_;

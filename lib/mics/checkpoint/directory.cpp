@@ -209,6 +209,13 @@ std::filesystem::path DirectoryWriter::commit(const std::filesystem::path& folde
 }
 
 void DirectoryWriter::clear(const std::filesystem::path& folder) {
+  std::error_code unknown;
+  if (!std::filesystem::is_directory(std::filesystem::symlink_status(folder, unknown))) {
+    // A link in a folder's place: what it leads to is not this directory's.
+    if (calls_->unlink(folder.c_str()) != 0 && errno != ENOENT)
+      raise_io("remove it", folder, errno);
+    return;
+  }
   for (const std::string& name : entries_of(folder)) {
     const std::filesystem::path file = folder / name;
     if (calls_->unlink(file.c_str()) != 0 && errno != ENOENT) raise_io("remove it", file, errno);
@@ -219,7 +226,7 @@ void DirectoryWriter::clear(const std::filesystem::path& folder) {
 void DirectoryWriter::abandon(const std::filesystem::path& folder) noexcept {
   try {
     std::error_code error;
-    if (std::filesystem::exists(folder, error)) clear(folder);
+    if (std::filesystem::exists(std::filesystem::symlink_status(folder, error))) clear(folder);
   } catch (const std::exception& error) {
     warn(error.what());
   }
