@@ -46,11 +46,11 @@ void use_device([[maybe_unused]] int device) {
 }
 
 // On a thread that nobody has to wait for.
-std::future<void> begin_abort(const std::function<void()>& abort, int device) {
-  std::packaged_task<void()> task([abort, device] {
+std::future<void> begin_abort(const std::function<void()>& action, int device) {
+  std::packaged_task<void()> task([action, device] {
     block_signals();
     use_device(device);
-    abort();
+    action();
   });
   std::future<void> end = task.get_future();
   std::thread(std::move(task)).detach();
