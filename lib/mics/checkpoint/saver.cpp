@@ -24,6 +24,7 @@ using detail::Unpacker;
 // The stages of a save as messages name them.
 constexpr const char* opening = "a checkpoint's directory";
 constexpr const char* state_to_save = "description of the state to save";
+constexpr const char* blobs_to_save = "application's blobs to save";
 constexpr const char* beginning = "the start of a save";
 constexpr const char* laying_out = "the files of a save";
 constexpr const char* writing = "the pieces of a save";
@@ -151,6 +152,13 @@ detail::Packer Saver::begin(const StoredState& state, const layout::Place& place
   comm::require_same(group_,
                      hex(crc32c(std::as_bytes(std::span(description.data(), description.size())))),
                      state_to_save);
+  // One rank writes them: what the others have would be lost.
+  std::string blobs;
+  for (const auto& [key, bytes] : state.blobs) {
+    blobs +=
+        in_quotes(key) + ' ' + std::to_string(bytes.size()) + " bytes " + hex(crc32c(bytes)) + ' ';
+  }
+  comm::require_same(group_, blobs, blobs_to_save);
 
   step_ = state.step;
   tau_ = place.shard;
