@@ -22,6 +22,11 @@ constexpr std::chrono::microseconds pause{20};
 // late others were.
 constexpr std::chrono::milliseconds absence{500};
 constexpr std::chrono::milliseconds longest_interval{100};
+// That the thread leaves the host to end a late collective first, and that others have to answer:
+// of short limits this part, of long ones a second.
+constexpr int grace_part = 16;
+constexpr std::chrono::milliseconds least_grace{100};
+constexpr std::chrono::milliseconds longest_grace{1000};
 // Ranks that a message about missing ones names.
 constexpr std::size_t max_asked = 16;
 // More operations than are usually under way at once: finished ones are looked for here.
@@ -43,6 +48,10 @@ void use_device([[maybe_unused]] int device) {
 #ifdef MICS_HAS_DEVICE
   static_cast<void>(MICS_VENDOR(SetDevice)(device));
 #endif
+}
+
+std::chrono::milliseconds grace_of(std::chrono::milliseconds timeout) {
+  return std::clamp(timeout / grace_part, least_grace, longest_grace);
 }
 
 // On a thread that nobody has to wait for.
@@ -164,7 +173,7 @@ void DeviceWatch::watch() {
     }
     if (aborted_) continue;
     try {
-      std::optional<Late> late = oldest(timeout_ * 5 / 4);
+      std::optional<Late> late = oldest(timeout_ + grace_of(timeout_));
       if (!late) continue;
       const std::lock_guard lock(mutex_);
       late_ = std::move(late);
@@ -249,8 +258,7 @@ void DeviceWatch::report_expired() {
     late = *late_;
   }
   const std::vector<int> asked = ask(late);
-  const auto grace = std::min<std::chrono::milliseconds>(timeout_ / 4, std::chrono::seconds(1));
-  const auto end = Clock::now() + grace;
+  const auto end = Clock::now() + grace_of(timeout_);
   while (Clock::now() < end) {
     failures_.poll();
     const bool complete = std::all_of(
