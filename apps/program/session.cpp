@@ -2,6 +2,7 @@
 #include <mics/base/device.hpp>
 #include <mics/base/error.hpp>
 #include <mics/comm/agreement.hpp>
+#include <mics/comm/watchdog.hpp>
 
 #include <Kokkos_Core.hpp>
 #include <program/session.hpp>
@@ -11,8 +12,10 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <iostream>
 #include <string_view>
@@ -42,16 +45,31 @@ int cores_of_this_rank() {
   return std::max(1, cores / ranks);
 }
 
-// Kokkos ends the process over a variable that it cannot read.
+constexpr const char* start_limit_variable = "MICS_START_LIMIT";
+
+// How long ranks wait for each other at the start; check_environment() complains of what is no
+// number.
+std::chrono::milliseconds start_limit() {
+  std::chrono::seconds limit{600};
+  if (const char* const text = std::getenv(start_limit_variable); text != nullptr) {
+    int seconds = 0;
+    const char* const end = text + std::strlen(text);
+    const auto [last, error] = std::from_chars(text, end, seconds);
+    if (error == std::errc() && last == end && seconds > 0) limit = std::chrono::seconds(seconds);
+  }
+  return limit;
+}
+
+// Kokkos ends the process over a variable of its own that it cannot read.
 void check_environment() {
   struct Number {
     const char* variable;
     int least;
     bool is_list;  // of which the first counts here, as OpenMP has one number a level
   };
-  constexpr std::array numbers{Number{"KOKKOS_NUM_THREADS", 1, false},
-                               Number{"OMP_NUM_THREADS", 1, true},
-                               Number{"KOKKOS_DEVICE_ID", 0, false}};
+  constexpr std::array numbers{
+      Number{"KOKKOS_NUM_THREADS", 1, false}, Number{"OMP_NUM_THREADS", 1, true},
+      Number{"KOKKOS_DEVICE_ID", 0, false}, Number{start_limit_variable, 1, false}};
   for (const Number& number : numbers) {
     const char* value = std::getenv(number.variable);
     if (value == nullptr || *value == '\0') continue;
@@ -72,6 +90,14 @@ void check_environment() {
 }  // namespace
 
 Session::Session(int& argc, char**& argv) {
+  // A launcher may leave the others waiting where a rank ends while the job starts, and no wait of
+  // MPI's can be given up. An engine watches its own.
+  comm::Watchdog watchdog("start of the program", start_limit(), [](const std::string& line) {
+    std::fprintf(stderr, "mics: %s\n", line.c_str());
+    std::fflush(nullptr);
+    std::_Exit(1);
+  });
+  watchdog.stage("MPI_Init");
   int provided = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
@@ -81,6 +107,7 @@ Session::Session(int& argc, char**& argv) {
     leave(1);
   }
 
+  watchdog.stage("the first agreement");
   try {
     // Ranks may have different environments; then none of them starts.
     comm::agree(comm::Communicator::duplicate(MPI_COMM_WORLD), [] {

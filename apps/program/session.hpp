@@ -12,7 +12,8 @@ using Action = std::function<int()>;
 
 /// Starts MPI and Kokkos for the program and ends them. Where the environment
 /// says nothing, a rank computes with its share of the node's cores; where it says what cannot be
-/// read, the program ends with a line about it.
+/// read, the program ends with a line about it. So it does where a rank has not come after
+/// MICS_START_LIMIT seconds, a variable of the environment; without it 600.
 class Session {
  public:
   Session(int& argc, char**& argv);

@@ -416,6 +416,14 @@ class BadInput(unittest.TestCase):
             with self.subTest(name):
                 self.check(launch.run_on_two(first, second), expects)
 
+    def test_a_rank_that_never_starts(self):
+        """Another program in its place, which ends long after the limit."""
+        result = launch.run_beside_a_stranger(
+            ("--version",), "sleep 20", environment={"MICS_START_LIMIT": "3"}
+        )
+        self.check(result, r"start of the program: expected all ranks within 3000 ms, found a wait in MPI_Init")
+        self.assertLess(result.seconds, 15, result)
+
     @unittest.skipIf(launch.SANITIZED, "the shadow memory exceeds the limit")
     def test_one_rank_is_short_of_memory(self):
         """Where activations need 830 MiB a rank and rank 1 may have 781."""
@@ -424,7 +432,7 @@ class BadInput(unittest.TestCase):
         self.check(launch.run_on_two(words, words, memory_of_second=800000), r"allocat|memory")
 
     def test_environment(self):
-        table = {"KOKKOS_NUM_THREADS": ("abc", "0", "-1", "2x", "99999999999"), "KOKKOS_DEVICE_ID": ("x",)}
+        table = {"KOKKOS_NUM_THREADS": ("abc", "0", "-1", "2x", "99999999999"), "KOKKOS_DEVICE_ID": ("x",), "MICS_START_LIMIT": ("0", "1s")}
         for variable, values in table.items():
             for value in values:
                 for ranks in BOTH:

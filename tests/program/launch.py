@@ -79,6 +79,15 @@ def run_on_two(first, second, memory_of_second=None):
     return _execute(LAUNCHER + ["-n", "2"] + command, None, None, None)
 
 
+def run_beside_a_stranger(words, stranger, environment=None):
+    """Runs `mics` with these words on rank 0 and a command of the shell, which knows no MPI, on rank 1."""
+    script = (
+        'case "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" in 0) exec "$@";; esac; exec ' + stranger
+    )
+    command = ["sh", "-c", script, "sh", PROGRAM, *map(os.fspath, words)]
+    return _execute(LAUNCHER + ["-n", "2"] + command, None, None, environment)
+
+
 def run_in_terminal(*words, ranks=1):
     """The same with a pseudo-terminal as standard output: (status, what it showed)."""
     leader, follower = os.openpty()
