@@ -5,6 +5,7 @@
 #include <bench/bench.hpp>
 #include <checkpoint/checkpoint.hpp>
 #include <config/config.hpp>
+#include <program/one_line.hpp>
 #include <program/session.hpp>
 #include <train/train.hpp>
 
@@ -15,7 +16,30 @@
 namespace {
 
 using mics::apps::Action;
+using mics::apps::one_line;
 using mics::apps::Session;
+
+// CLI11 asks for a command before it says that a word is none.
+void require_known_command(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* parent = &app;
+  std::string path = "mics";
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    std::string names;
+    const CLI::App* command = nullptr;
+    for (const CLI::App* known : parent->get_subcommands([](const CLI::App*) { return true; })) {
+      names += (names.empty() ? "" : ", ") + known->get_name();
+      if (known->check_name(word)) command = known;
+    }
+    if (names.empty() || word.starts_with('-')) return;
+    if (command == nullptr) {
+      mics::raise<mics::ArgumentError>(
+          {.object = "command of " + path, .expected = names, .found = mics::in_quotes(word)});
+    }
+    parent = command;
+    path += ' ' + word;
+  }
+}
 
 // Reads the command line; help and version are actions too. Throws what is wrong with it.
 Action read_command_line(const Session& session, int argc, char** argv) {
@@ -29,17 +53,9 @@ Action read_command_line(const Session& session, int argc, char** argv) {
   mics::apps::add_checkpoint(app, session, action);
   try {
     app.parse(argc, argv);
-  } catch (const CLI::RequiredError& error) {
-    // CLI11 asks for a command before it says that a word is none.
-    const std::string word = argc > 1 ? argv[1] : "";
-    if (word.empty() || word.starts_with('-') || app.got_subcommand("train") ||
-        app.got_subcommand("bench") || app.got_subcommand("config") ||
-        app.got_subcommand("checkpoint")) {
-      throw;
-    }
-    mics::raise<mics::ArgumentError>({.object = "command",
-                                      .expected = "train, bench, checkpoint or config",
-                                      .found = mics::in_quotes(word)});
+  } catch (const CLI::RequiredError&) {
+    require_known_command(app, argc, argv);
+    throw;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) throw;
     if (session.is_root()) app.exit(error);  // help or version
@@ -58,7 +74,7 @@ int main(int argc, char** argv) {
     mics::comm::agree(world, [&] { action = read_command_line(session, argc, argv); });
   } catch (const std::exception& error) {
     if (session.is_root())
-      std::cerr << "mics: " << error.what() << "; try mics --help" << std::endl;
+      std::cerr << "mics: " << one_line(error.what()) << "; try mics --help" << std::endl;
     return 2;
   }
   try {
@@ -72,7 +88,7 @@ int main(int argc, char** argv) {
     }
     return status;
   } catch (const std::exception& error) {
-    std::cerr << "mics: rank " << session.rank() << ": " << error.what() << std::endl;
+    std::cerr << "mics: rank " << session.rank() << ": " << one_line(error.what()) << std::endl;
     session.leave(1);
   }
 }

@@ -4,6 +4,7 @@
 #include <Kokkos_Macros.hpp>
 #include <bench/bench.hpp>
 #include <bench/commands.hpp>
+#include <program/whole_number.hpp>
 
 #include <array>
 #include <cstdint>
@@ -17,6 +18,8 @@ namespace {
 
 using bench::Options;
 using Run = int (*)(const Session&, const Options&);
+
+constexpr std::int64_t most_ranks = 1 << 20;
 
 constexpr std::array presets{Preset::ddp, Preset::zero2, Preset::zero3, Preset::mics};
 
@@ -53,7 +56,7 @@ void add_pairs(const Command& command) {
   command.app
       ->add_option("--pairs", command.options->pairs,
                    "Measurements, each beside one of the bare call")
-      ->check(CLI::Range(1, 100'000))
+      ->check(whole_number(1, 100'000))
       ->capture_default_str();
 }
 
@@ -64,11 +67,11 @@ void add_engine_options(const Command& command) {
   command.app->add_option("--preset", options.preset, "Where the state lives [zero3]")
       ->check(CLI::IsMember(names));
   command.app->add_option("--shard-size", options.shard_size, "p of preset mics, which it implies")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, most_ranks));
   command.app
       ->add_option("--ranks-per-node", options.ranks_per_node,
                    "Poses as nodes of so many ranks; default: the nodes as they are")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, most_ranks));
 }
 
 }  // namespace

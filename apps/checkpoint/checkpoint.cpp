@@ -8,6 +8,7 @@
 
 #include <checkpoint/checkpoint.hpp>
 #include <checkpoint/export.hpp>
+#include <program/whole_number.hpp>
 
 #include <algorithm>
 #include <functional>
@@ -24,6 +25,8 @@ namespace {
 using namespace mics::checkpoint;
 
 void warn(LogLevel, std::string_view line) { std::cerr << "mics: warning: " << line << std::endl; }
+
+constexpr std::int64_t most_ranks = 1 << 20;
 
 struct Options {
   std::string directory;
@@ -45,7 +48,7 @@ struct Options {
 std::filesystem::path step_folder(const std::filesystem::path& path, std::int64_t step) {
   std::error_code error;
   if (step < 0 && std::filesystem::exists(path / commit_name, error)) return path;
-  if (step >= 0) return path / step_name(step);
+  if (step >= 0) return find_step(path, step);
   const std::vector<std::int64_t> steps = list_steps(path);
   if (steps.empty()) {
     raise<FormatError>({.object = in_quotes(path.string()),
@@ -191,6 +194,7 @@ int diff(const Options& options) {
 int prune(const Options& options) {
   const std::vector<std::int64_t> before = list_steps(options.directory);
   if (before.empty()) static_cast<void>(step_folder(options.directory, -1));
+  // Throws where `directory` is itself a step.
   DirectoryWriter directory(SystemCalls::native(), options.directory, warn);
   directory.retain(before.front(), {.keep = options.keep, .keep_every = options.keep_every});
   const std::vector<std::int64_t> after = list_steps(options.directory);
@@ -209,6 +213,8 @@ int export_step(const Options& options) {
 // The ranks that a checkpoint is rewritten for.
 StoredGrid new_grid(const StoredGrid& old, const Options& options) {
   const int ranks = options.ranks > 0 ? options.ranks : old.world_size;
+  // Each shard is a file.
+  constexpr int most_shards = 1 << 16;
   const bool named = !options.preset.empty();
   const bool in_groups = !named || options.preset == "mics" || options.preset == "hfsdp";
   int shard = options.preset == "zero2" || options.preset == "zero3" ? ranks : 1;
@@ -227,6 +233,11 @@ StoredGrid new_grid(const StoredGrid& old, const Options& options) {
         {.object = "--shard-size",
          .expected = "one that divides " + std::to_string(ranks) + " ranks: " + fitting,
          .found = shard < 1 ? "none" : std::to_string(shard)});
+  }
+  if (shard > most_shards) {
+    raise<ConfigError>({.object = "--shard-size",
+                        .expected = "at most " + std::to_string(most_shards) + ", each a file",
+                        .found = std::to_string(shard)});
   }
   const bool over_world = options.preset.empty()
                               ? old.slices > 1
@@ -282,8 +293,7 @@ void add_checkpoint(CLI::App& app, const Session& session, Action& action) {
     return command;
   };
   const auto add_step = [&](CLI::App* command) {
-    command->add_option("--step", options->step, "Step [the newest]")
-        ->check(CLI::NonNegativeNumber);
+    command->add_option("--step", options->step, "Step [the newest]")->check(whole_number(0));
   };
 
   CLI::App* command = add("inspect", "What a checkpoint holds", inspect);
@@ -300,19 +310,19 @@ void add_checkpoint(CLI::App& app, const Session& session, Action& action) {
   command = add("prune", "Removes old steps", prune);
   command->add_option("--keep", options->keep, "The newest so many stay")
       ->required()
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command->add_option("--keep-every", options->keep_every, "Multiples of this stay as well")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
 
   command = add("reshard", "Rewrites a step as other ranks would have saved it", reshard_step);
   add_step(command);
   command->add_option("TO", options->output, "Folder of checkpoints for the new one")->required();
   command->add_option("--ranks", options->ranks, "World size [as it was]")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, most_ranks));
   command->add_option("--preset", options->preset, "Placement [what the shard size says]")
       ->check(CLI::IsMember({"ddp", "zero1", "zero2", "zero3", "mics", "hfsdp"}));
   command->add_option("--shard-size", options->shard_size, "Ranks of a shard group [as it was]")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, most_ranks));
   command
       ->add_option("--compute-dtype", options->compute_dtype,
                    "Of parameters that declare none [as it was]")

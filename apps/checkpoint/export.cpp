@@ -7,6 +7,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 namespace mics::apps {
@@ -56,6 +59,27 @@ std::vector<std::byte> read_batch(const Checkpoint& checkpoint, std::span<const 
   return data;
 }
 
+// The name that a file has until it is whole. What is under it in the end is removed.
+class Partial {
+ public:
+  explicit Partial(std::filesystem::path file) : path_(std::move(file)) {
+    path_ += ".partial";
+    remove();
+  }
+  Partial(const Partial&) = delete;
+  Partial& operator=(const Partial&) = delete;
+  ~Partial() { remove(); }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
+ private:
+  void remove() noexcept {
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+  }
+
+  std::filesystem::path path_;
+};
+
 // A column-major tensor in row-major order.
 void make_row_major(const StoredTensor& tensor, std::int64_t element_bytes,
                     std::span<std::byte> data) {
@@ -104,12 +128,21 @@ int export_safetensors(const Checkpoint& checkpoint, const std::string& array,
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // elements begin at a multiple of 8
 
-  SystemCalls& calls = SystemCalls::native();
-  std::filesystem::path partial = file;
-  partial += ".partial";
   std::error_code ignored;
-  std::filesystem::remove(partial, ignored);
-  File out(calls, partial, Access::write);
+  const auto status = std::filesystem::status(file, ignored);
+  if (file.filename().empty() ||
+      (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))) {
+    // What is written takes the place of what is there: a device would be gone.
+    raise<ArgumentError>({.object = in_quotes(file.string()),
+                          .expected = "the name of a file",
+                          .found = std::filesystem::is_directory(status) ? "a folder"
+                                   : file.filename().empty()             ? "none"
+                                                                         : "a pipe or a device"});
+  }
+
+  SystemCalls& calls = SystemCalls::native();
+  const Partial partial(file);
+  File out(calls, partial.path(), Access::write);
   const auto length = static_cast<std::uint64_t>(text.size());
   out.write(std::as_bytes(std::span(&length, 1)), 0);
   out.write(std::as_bytes(std::span(text.data(), text.size())), sizeof(length));
@@ -137,7 +170,7 @@ int export_safetensors(const Checkpoint& checkpoint, const std::string& array,
   }
   out.sync();
   out.close();
-  if (calls.rename(partial.c_str(), file.c_str()) != 0) raise_io("write it", file, errno);
+  if (calls.rename(partial.path().c_str(), file.c_str()) != 0) raise_io("write it", file, errno);
   return static_cast<int>(entries.size());
 }
 

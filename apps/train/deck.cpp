@@ -14,6 +14,13 @@
 namespace mics::apps {
 namespace {
 
+// The system would read a name up to a zero byte, and take another file.
+void require_name(const std::string& name, const std::string& where) {
+  if (name.find('\0') == std::string::npos) return;
+  raise<ConfigError>(
+      {.object = where, .expected = "a name of a file", .found = "a zero byte in it"});
+}
+
 void read_model(JsonReader json, Deck& deck) {
   gpt::GptShape& shape = deck.shape;
   constexpr std::int64_t most = 1 << 20;
@@ -53,6 +60,7 @@ void read_data(JsonReader json, const std::filesystem::path& folder, Deck& deck)
                           .expected = "names of files or folders",
                           .found = "an empty name"});
     }
+    require_name(file, json.where("files"));
     const std::filesystem::path path(file);
     deck.files.push_back(path.is_absolute() ? path : (folder / path).lexically_normal());
   }
@@ -130,6 +138,7 @@ void read_training(JsonReader json, Deck& deck) {
   deck.validate_every = json.integer("validate_every", 0, 0);
   deck.print_every = json.integer("print_every", 10, 1);
   deck.metrics = json.text("metrics", "");
+  require_name(deck.metrics, json.where("metrics"));
   if (json.has("peak_flops")) {
     deck.peak_flops = json.number("peak_flops");
     if (!(deck.peak_flops > 0)) {
@@ -163,6 +172,7 @@ std::vector<std::string> take_engine_overrides(std::vector<std::string>& overrid
 
 void read_checkpoint(JsonReader json, Deck& deck) {
   deck.checkpoint_directory = json.text("directory", "");
+  require_name(deck.checkpoint_directory, json.where("directory"));
   deck.checkpoint_every = json.integer("every", 0, 0);
   deck.retention.keep = json.integer("keep", deck.retention.keep, 0);
   deck.retention.keep_every = json.integer("keep_every", 0, 0);
@@ -200,6 +210,7 @@ Deck read_deck(const std::string& path, std::span<const std::string> overrides,
   if (!deepspeed.empty()) of_engine = take_engine_overrides(of_deck);
   JsonReader json = JsonReader::parse_file(path, of_deck);
   Deck deck;
+  deck.path = path;
   deck.text = json.dump();
   // For people; `ranks` is what the deck was written for, any number works.
   static_cast<void>(json.text("purpose", ""));

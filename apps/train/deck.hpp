@@ -18,6 +18,7 @@ namespace mics::apps {
 
 /// What `mics train` is told: the model, the text, the course of training, and the engine.
 struct Deck {
+  std::string path;  ///< of its file
   std::string text;  ///< the whole deck after overrides: the same on every rank
 
   gpt::GptShape shape;

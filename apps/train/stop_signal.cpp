@@ -22,8 +22,8 @@ StopSignal::StopSignal() {
 }
 
 StopSignal::~StopSignal() {
-  std::signal(SIGTERM, former_term);
-  std::signal(SIGUSR1, former_user);
+  std::signal(SIGTERM, came() ? SIG_IGN : former_term);
+  std::signal(SIGUSR1, came() ? SIG_IGN : former_user);
 }
 
 bool StopSignal::came() const { return signal_came != 0; }

@@ -4,7 +4,8 @@
 namespace mics::apps {
 
 /// Notices SIGTERM and SIGUSR1, which batch schedulers send before a job's time is over, instead of
-/// ending the process. One object in a process; the former handlers return with its end.
+/// ending the process. One object in a process; the former handlers return with its end,
+/// unless a signal came: more of them do not disturb a process that is about to end.
 class StopSignal {
  public:
   StopSignal();

@@ -8,6 +8,8 @@
 #include <gpt/peak.hpp>
 #include <nlohmann/json.hpp>
 #include <program/last_words.hpp>
+#include <program/one_line.hpp>
+#include <program/whole_number.hpp>
 #include <report/metrics.hpp>
 #include <report/progress.hpp>
 #include <train/deck.hpp>
@@ -179,13 +181,22 @@ class Trainer {
     engine_.declare_order(gpt::training_order(ids_));
     if (!deck_.checkpoint_directory.empty()) claim_directory();
     if (arguments.resume) load(arguments.step);
+    // Newer steps than the newest that could be taken are damaged, which was told.
+    const bool took_newest = arguments.resume && !arguments.step;
+    if (!deck_.checkpoint_directory.empty() && !took_newest) warn_of_newer_steps();
   }
 
   [[nodiscard]] Engine& engine() { return engine_; }
 
   /// Returns false if the run ended with a loss that is no number; the same on every rank.
-  [[nodiscard]] bool run() {
+  /// \param stop  null where nothing is saved
+  [[nodiscard]] bool run(const StopSignal* stop) {
     print_start();
+    if (stop != nullptr && first_step_ < deck_.steps && on_any_rank(stop->came())) {
+      say_once("stopped by a signal before step " + std::to_string(first_step_ + 1) +
+               "; go on with --resume");
+      return true;
+    }
     const auto start = Clock::now();
     if (session_.is_root()) {
       progress_.emplace(std::cout,
@@ -198,13 +209,12 @@ class Trainer {
                             .loss_unit = unit_.text,
                             .peak_rate = peak_flops_ / deck_.shape.flops_per_position()});
     }
-    const StopSignal stop;
     for (std::int64_t step = first_step_; step < deck_.steps; ++step) {
       train_step(step);
       const bool last = step + 1 == deck_.steps;
-      if (!deck_.checkpoint_directory.empty()) {
+      if (stop != nullptr) {
         follow_save(engine_.poll_save());
-        const bool asked_to_stop = on_any_rank(stop.came());
+        const bool asked_to_stop = on_any_rank(stop->came());
         const bool save_due =
             deck_.checkpoint_every > 0 && (step + 1) % deck_.checkpoint_every == 0;
         if (asked_to_stop || last || save_due) report_steps();
@@ -276,15 +286,38 @@ class Trainer {
                           .remedy = "give train_batch_size " + std::to_string(*batch) +
                                     " and no size a rank: other samples would come in each step"});
     }
+    if (*position > deck_.steps) {
+      raise<ConfigError>({.object = deck_.path + ": training.steps",
+                          .expected = "at least the " + std::to_string(*position) +
+                                      " that the checkpoint has behind it",
+                          .found = std::to_string(deck_.steps),
+                          .remedy = "raise it, or name an older checkpoint with --step"});
+    }
     first_step_ = *position;
+    loaded_step_ = loaded->step;
     say_once("resumed after step " + std::to_string(first_step_) + " from " +
              deck_.checkpoint_directory);
   }
 
-  void save(std::int64_t steps_done, bool asynchronous) {
+  // Steps that this run will not have made are the newest ones for the next --resume.
+  void warn_of_newer_steps() {
+    if (!session_.is_root()) return;
+    std::vector<std::int64_t> steps;
     try {
-      // The one before is still under way if disks are slow: it is not given up.
-      follow_save(engine_.wait_for_save());
+      steps = checkpoint::list_steps(deck_.checkpoint_directory);
+    } catch (const IoError&) {  // told of when the directory was claimed
+    }
+    if (steps.empty() || steps.front() <= loaded_step_) return;
+    say("warning: " + deck_.checkpoint_directory + " holds step " + std::to_string(steps.front()) +
+        " of another run, where --resume would go on until this run is beyond it; use another "
+        "directory, or remove what is newer than step " +
+        std::to_string(loaded_step_));
+  }
+
+  void save(std::int64_t steps_done, bool asynchronous) {
+    wait_for_save();
+    saving_step_ = steps_done;
+    try {
       engine_.save(deck_.checkpoint_directory, {.retention = deck_.retention,
                                                 .asynchronous = asynchronous,
                                                 .blobs = {{position_blob, bytes_of(steps_done)},
@@ -292,6 +325,17 @@ class Trainer {
     } catch (const IoError& error) {
       if (deck_.stop_on_checkpoint_error) throw;
       say_once("warning: step " + std::to_string(steps_done) + " is not saved: " + error.what());
+    }
+  }
+
+  // The save before is still under way if disks are slow: it is not given up. If it fails, the next
+  // may succeed.
+  void wait_for_save() {
+    try {
+      engine_.wait_for_save();
+    } catch (const IoError& error) {
+      if (deck_.stop_on_checkpoint_error) throw;
+      say_once("warning: step " + std::to_string(saving_step_) + " is not saved: " + error.what());
     }
   }
 
@@ -311,7 +355,7 @@ class Trainer {
   void follow_save(const checkpoint::SaveProgress& progress) {
     if (progress.phase != checkpoint::SavePhase::failed) return;
     if (deck_.stop_on_checkpoint_error) throw IoError(progress.error);
-    say_once("warning: step " + std::to_string(progress.step) + " is not saved: " + progress.error);
+    say_once("warning: step " + std::to_string(saving_step_) + " is not saved: " + progress.error);
   }
 
   [[nodiscard]] bool on_any_rank(bool here) {
@@ -340,7 +384,8 @@ class Trainer {
     if (session_.is_root()) say("note: " + std::string(text));
   }
 
-  void say(const std::string& line) {
+  void say(const std::string& text) {
+    const std::string line = one_line(text);
     if (progress_) {
       progress_->message(line);
     } else {
@@ -565,6 +610,10 @@ class Trainer {
   // Samples of a step, which the order follows too.
   static constexpr const char* batch_blob = "mics_train_batch";
   std::int64_t first_step_ = 0;
+  // The checkpoint's own number, which skipped steps do not raise.
+  std::int64_t loaded_step_ = 0;
+  // Steps of the deck behind the save that began last.
+  std::int64_t saving_step_ = 0;
 
   const Session& session_;
   const Deck& deck_;
@@ -583,26 +632,25 @@ class Trainer {
 
 int train(const Session& session, const Arguments& arguments) {
   const auto tell = [](const std::exception& error) {
-    // One line, whatever a name in it holds.
-    std::string line = error.what();
-    std::replace_if(
-        line.begin(), line.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; }, ' ');
-    std::cerr << "mics train: " << line << std::endl;
+    std::cerr << "mics train: " << one_line(error.what()) << std::endl;
   };
   // What fails up to here fails on all ranks alike, so one of them says so.
   std::optional<Inputs> inputs;
   std::optional<Trainer> trainer;
   std::optional<LastWords> last_words;
+  // Without checkpoints a signal ends the process, as it does any.
+  std::optional<StopSignal> stop;
   try {
     last_words.emplace(session.world());
     inputs.emplace(read_inputs(session, arguments));
+    if (!inputs->deck.checkpoint_directory.empty()) stop.emplace();
     trainer.emplace(session, *inputs, arguments);
   } catch (const std::exception& error) {
     if (session.is_root()) tell(error);
     return 1;
   }
   try {
-    if (trainer->run()) return 0;
+    if (trainer->run(stop ? &*stop : nullptr)) return 0;
     if (session.is_root()) {
       std::cerr << "mics train: validation: expected a finite loss, found another; lower the "
                    "learning rate\n";
@@ -636,7 +684,7 @@ void add_train(CLI::App& app, const Session& session, Action& action) {
       "Go on from the newest checkpoint in checkpoint.directory, if there is one");
   command
       ->add_option("--step", arguments->step, "With --resume: go on from this step, not the newest")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(0))
       ->needs(resume);
   command->add_option("overrides", arguments->overrides,
                       "key.inner=value: replaces a value of the deck");

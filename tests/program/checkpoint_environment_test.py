@@ -7,6 +7,7 @@ folder. The run goes on with a warning, or stops, as the deck says; earlier step
 
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -118,6 +119,12 @@ class Environment(unittest.TestCase):
                         self.assertEqual((result.status, result.stderr), (0, ""), result)
                         self.assertIn(WARNING, result.stdout)
                         self.assertIn("No space left", result.stdout)
+                        # Fails if a save that fails costs another one, or is told of by its number.
+                        failed = re.findall(r"step (\d+) is not saved", result.stdout)
+                        saved = [name.removeprefix("step-") for name in steps(self.directory)]
+                        self.assertEqual(
+                            sorted(map(int, failed + saved)), list(range(1, 13)), result
+                        )
                     else:
                         self.assert_stopped(
                             (result.status, result.stdout, result.stderr), "No space left"

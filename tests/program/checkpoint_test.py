@@ -2,6 +2,7 @@
 """`mics checkpoint …` on checkpoints of two layouts. Usage: checkpoint_test.py MICS SAMPLE"""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -119,12 +120,13 @@ class Checkpoint(unittest.TestCase):
             (("--ranks", 3), "divides 3 ranks: 1, 3, found 2"),
             (("--preset", "mics"), "divides 4 ranks: 1, 2, 4, found none"),
             (("--preset", "zero3", "--shard-size", 2), "4, which is preset zero3, found 2"),
-            (("--step", 5), "step-000000005"),
+            (("--step", 5), "step-000000005.*there are 12$"),
+            (("--ranks", 65537, "--shard-size", 65537), "at most 65536, each a file, found 65537"),
         ):
             result = mics("reshard", a, self.folder / "to", *words)
             self.assertEqual(result.returncode, 1, words)
             self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
-            self.assertIn(expected, result.stderr)
+            self.assertRegex(result.stderr, expected)
             self.assertFalse((self.folder / "to").exists())
         for same in (a, self.folder / "b" / ".." / "a"):
             result = mics("reshard", a / "step-000000012", same)
@@ -138,6 +140,62 @@ class Checkpoint(unittest.TestCase):
         result = mics("prune", self.folder / "a", "--keep", 1)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("0 steps removed, 1 kept", result.stdout)
+
+    def test_a_step_stays_as_it_was_saved(self):
+        step = self.folder / "a" / "step-000000012"
+        before = sorted(step.iterdir())
+        for words in (("prune", step, "--keep", 1), ("reshard", self.folder / "b", step)):
+            result = mics(*words)
+            self.assertEqual((result.returncode, len(result.stderr.splitlines())), (1, 1), result)
+            self.assertIn("name the directory that it is in", result.stderr)
+        self.assertEqual(sorted(step.iterdir()), before)
+
+    def test_an_export_takes_the_place_of_files_only(self):
+        os.mkfifo(self.folder / "pipe")
+        for to, expected in (
+            ("pipe", "pipe.*expected the name of a file, found a pipe or a device"),
+            ("b", "b.*found a folder"),
+            ("b/", "b/.*found a folder"),
+            ("c/", "c/.*found none"),
+        ):
+            result = mics("export", self.folder / "a", f"{self.folder}/{to}")
+            self.assertEqual((result.returncode, len(result.stderr.splitlines())), (1, 1), result)
+            self.assertRegex(result.stderr, expected)
+        self.assertTrue((self.folder / "pipe").is_fifo())
+
+    def test_an_export_that_fails_leaves_nothing(self):
+        piece = self.piece()
+        data = bytearray(piece.read_bytes())
+        data[len(data) // 2] ^= 1
+        piece.write_bytes(data)
+        self.assertEqual(mics("export", self.folder / "a", self.folder / "weights").returncode, 1)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["a", "b"])
+
+    def test_numbers_are_whole(self):
+        a = self.folder / "a"
+        for words, expected in (
+            (("inspect", a, "--step", "1.5"), "--step: expected an integer of at least 0, found"),
+            (("inspect", a, "--step", "-1"), '--step: expected .* 0, found "-1"'),
+            (("inspect", a, "--step", "9" * 20), "--step: expected an integer"),
+            (("prune", a, "--keep", "0"), '--keep: expected an integer of at least 1, found "0"'),
+            (("prune", a, "--keep", "1", "--keep-every", "x"), "--keep-every: expected .*x"),
+            (("reshard", a, "to", "--ranks", "2147483647"), "--ranks: expected .* at most 1048576"),
+            (("frob", a), 'command of mics checkpoint: expected inspect, .*, found "frob"'),
+        ):
+            result = mics(*words)
+            self.assertEqual((result.returncode, len(result.stderr.splitlines())), (2, 1), result)
+            self.assertRegex(result.stderr, expected)
+
+    def test_what_does_not_print_stays_on_one_line(self):
+        for words in (
+            ("inspect", f"{self.folder}/a\nb\033[1m"),
+            ("frob\n\033[1m",),
+            ("prune", "a", "--keep", "\n"),
+        ):
+            result = mics(*words)
+            self.assertNotEqual(result.returncode, 0)
+            self.assertEqual(len(result.stderr.splitlines()), 1, result)
+            self.assertNotIn("\033", result.stderr)
 
     def test_bad_input_is_one_line_that_names_it(self):
         step = self.folder / "a" / "step-000000012"

@@ -99,7 +99,7 @@ class Resume(unittest.TestCase):
         self.assertEqual(self.steps(), [10, 20, 30])
         result = launch.run(*self.words, "--resume", "--step", "11", ranks=2)
         self.assertEqual((result.status, len(result.stderr.splitlines())), (1, 1), result)
-        self.assertIn("step-000000011", result.stderr)
+        self.assertRegex(result.stderr, "step-000000011.*there are 30, 20, 10$")
         result = launch.run(*self.words, "--step", "10")
         self.assertNotEqual(result.status, 0)
         self.assertIn("--resume", result.stderr)
@@ -133,30 +133,76 @@ class Resume(unittest.TestCase):
         self.train("checkpoint.every=5", "checkpoint.keep=2", "checkpoint.keep_every=10")
         self.assertEqual(self.steps(), [10, 20, 25, 30])
 
+    def test_a_run_that_is_done_has_nothing_to_go_on_with(self):
+        self.train(ranks=2)
+        self.assertIn("resumed after step 30", self.train("--resume", ranks=4))
+        line = self.refused("training.steps=29", ranks=2)
+        self.assertRegex(line, r"training\.steps: expected at least the 30 .*found 29; .*--step")
+
+    def test_steps_of_another_run_are_told_of(self):
+        ours = "checkpoint.every=5", "checkpoint.keep=0"
+        self.assertNotIn("warning", self.train(*ours, "training.steps=20"))
+        told = "warning: .*holds step 20 of another run.*newer than step "
+        self.assertRegex(self.train(*ours, "training.steps=10"), told + "0\n")
+        self.assertEqual(self.steps(), [5, 10, 15, 20])
+        text = self.train("--resume", "--step", "10", *ours, "training.steps=15")
+        self.assertRegex(text, told + "10\n")
+        self.assertNotIn("warning", self.train("--resume", *ours))
+
+    def test_a_step_is_no_directory_to_save_to(self):
+        self.train(ranks=2)
+        step = self.run_folder / "step-000000030"
+        before = sorted(step.iterdir())
+        for ranks in (1, 2):
+            result = launch.run(*self.words, f"checkpoint.directory={step}", ranks=ranks)
+            self.assertEqual((result.status, len(result.stderr.splitlines())), (1, 1), result)
+            self.assertIn("name the directory that it is in", result.stderr)
+        self.assertEqual(sorted(step.iterdir()), before)
+
     def test_a_first_run_may_say_resume(self):
         self.assertIn("a new run", self.train("--resume"))
         self.assertEqual(self.steps(), [30])
 
+    def training_process(self, *more):
+        """A run without end, once it is at work."""
+        shutil.rmtree(self.run_folder, ignore_errors=True)
+        metrics = pathlib.Path(f"{self.run_folder}.jsonl")
+        metrics.unlink(missing_ok=True)
+        words = [launch.PROGRAM, *map(os.fspath, self.words), "training.steps=100000000", *more]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(process.kill)
+        deadline = time.monotonic() + 60
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+        return process
+
     def test_a_signal_saves_and_ends_the_run(self):
         for name in (signal.SIGUSR1, signal.SIGTERM):
             with self.subTest(signal=name):
-                shutil.rmtree(self.run_folder, ignore_errors=True)
-                metrics = pathlib.Path(f"{self.run_folder}.jsonl")
-                metrics.unlink(missing_ok=True)
-                words = [launch.PROGRAM, *map(os.fspath, self.words), "training.steps=100000000"]
-                process = subprocess.Popen(
-                    words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-                )
-                self.addCleanup(process.kill)
-                deadline = time.monotonic() + 60
-                while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
-                    self.assertLess(time.monotonic(), deadline)
-                    time.sleep(0.02)
+                process = self.training_process()
                 process.send_signal(name)
                 stdout, stderr = process.communicate(timeout=60)
                 self.assertEqual((process.returncode, stderr), (0, ""), stdout)
                 self.assertIn("stopped by a signal after step", stdout)
                 self.assertEqual(self.steps(), [max(self.losses())])
+
+    def test_more_signals_do_not_disturb_the_end(self):
+        process = self.training_process()
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        stdout, stderr = process.communicate(timeout=60)
+        self.assertEqual((process.returncode, stderr), (0, ""), stdout)
+        self.assertEqual(self.steps(), [max(self.losses())])
+
+    def test_a_signal_ends_a_run_that_saves_nothing(self):
+        for name in (signal.SIGUSR1, signal.SIGTERM):
+            with self.subTest(signal=name):
+                process = self.training_process("checkpoint.directory=")
+                process.send_signal(name)
+                process.communicate(timeout=60)
+                self.assertEqual(process.returncode, -name)
 
     def test_a_save_that_fails_is_a_warning_or_the_end(self):
         self.run_folder.write_text("a file where a folder should be")

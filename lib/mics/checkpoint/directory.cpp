@@ -74,6 +74,23 @@ std::vector<std::int64_t> list_steps(const std::filesystem::path& directory) {
   return steps;
 }
 
+std::filesystem::path find_step(const std::filesystem::path& directory, std::int64_t step) {
+  std::error_code error;
+  std::filesystem::path folder = directory / step_name(step);
+  if (std::filesystem::exists(folder, error)) return folder;
+  const std::vector<std::int64_t> steps = list_steps(directory);
+  constexpr std::size_t most_named = 8;
+  std::string there;
+  for (std::size_t i = 0; i < std::min(steps.size(), most_named); ++i) {
+    there += (i == 0 ? "" : ", ") + std::to_string(steps[i]);
+  }
+  if (steps.size() > most_named) there += ", and older ones";
+  raise<IoError>({.object = in_quotes(folder.string()),
+                  .expected = "a step of the directory",
+                  .found = std::generic_category().message(error ? error.value() : ENOENT),
+                  .remedy = there.empty() ? "there is none" : "there are " + there});
+}
+
 std::vector<std::int64_t> steps_to_remove(std::vector<std::int64_t> steps, std::int64_t newest,
                                           const Retention& retention) {
   std::vector<std::int64_t> removed;
@@ -92,6 +109,12 @@ std::vector<std::int64_t> steps_to_remove(std::vector<std::int64_t> steps, std::
 DirectoryWriter::DirectoryWriter(SystemCalls& calls, std::filesystem::path directory, LogSink log)
     : calls_(&calls), directory_(std::move(directory)), log_(std::move(log)) {
   std::error_code error;
+  if (std::filesystem::exists(directory_ / commit_name, error)) {
+    raise<FormatError>({.object = in_quotes(directory_.string()),
+                        .expected = "a directory of steps",
+                        .found = "one step",
+                        .remedy = "name the directory that it is in"});
+  }
   std::filesystem::create_directories(directory_, error);
   if (error) raise_io("create the directory", directory_, error.value());
   const std::filesystem::path path = directory_ / lock_name;
@@ -186,6 +209,13 @@ std::filesystem::path DirectoryWriter::commit(const std::filesystem::path& folde
 }
 
 void DirectoryWriter::clear(const std::filesystem::path& folder) {
+  std::error_code unknown;
+  if (!std::filesystem::is_directory(std::filesystem::symlink_status(folder, unknown))) {
+    // A link in a folder's place: what it leads to is not this directory's.
+    if (calls_->unlink(folder.c_str()) != 0 && errno != ENOENT)
+      raise_io("remove it", folder, errno);
+    return;
+  }
   for (const std::string& name : entries_of(folder)) {
     const std::filesystem::path file = folder / name;
     if (calls_->unlink(file.c_str()) != 0 && errno != ENOENT) raise_io("remove it", file, errno);
@@ -196,7 +226,7 @@ void DirectoryWriter::clear(const std::filesystem::path& folder) {
 void DirectoryWriter::abandon(const std::filesystem::path& folder) noexcept {
   try {
     std::error_code error;
-    if (std::filesystem::exists(folder, error)) clear(folder);
+    if (std::filesystem::exists(std::filesystem::symlink_status(folder, error))) clear(folder);
   } catch (const std::exception& error) {
     warn(error.what());
   }

@@ -25,6 +25,11 @@ namespace mics::checkpoint {
 /// that is not there has none. Local. \throws IoError if it cannot be read
 [[nodiscard]] std::vector<std::int64_t> list_steps(const std::filesystem::path& directory);
 
+/// The folder of a step in `directory`. Local. \throws IoError naming the steps that are there if
+/// it is not
+[[nodiscard]] std::filesystem::path find_step(const std::filesystem::path& directory,
+                                              std::int64_t step);
+
 /// Which steps outlive a newer one.
 struct Retention {
   std::int64_t keep = 0;        ///< the newest so many; 0: all
@@ -44,7 +49,8 @@ class DirectoryWriter {
  public:
   /// Makes the directory, locks it against other jobs for the object's life, and clears away what
   /// a killed job left. On a file system without locks it warns and clears nothing.
-  /// \throws StateError if another job, or another object, holds it
+  /// \throws StateError if another job, or another object, holds it; FormatError for the folder of
+  /// one step, which nothing may be added to
   DirectoryWriter(SystemCalls& calls, std::filesystem::path directory, LogSink log);
 
   [[nodiscard]] const std::filesystem::path& directory() const { return directory_; }

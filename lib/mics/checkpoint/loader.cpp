@@ -155,7 +155,9 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
     try {
       std::vector<std::byte> bytes;
       comm::agree_patiently(group, contents_of_checkpoint, [&] {
-        if (group.rank() == 0) bytes = Checkpoint::fetch(calls, folder);
+        if (group.rank() != 0) return;
+        if (step) static_cast<void>(find_step(directory, *step));
+        bytes = Checkpoint::fetch(calls, folder);
       });
       comm::broadcast(group, bytes, 0, contents_of_checkpoint);
       comm::agree(group, contents_of_checkpoint,

@@ -3,9 +3,12 @@
 #include <mics/base/vendor.hpp>
 #include <mics/comm/detail/waiting.hpp>
 #include <mics/comm/device_watch.hpp>
+#include <mics/comm/helper_thread.hpp>
 
 #include <algorithm>
+#include <future>
 #include <source_location>
+#include <system_error>
 
 namespace mics::comm {
 namespace {
@@ -18,6 +21,8 @@ constexpr std::chrono::milliseconds longest_interval{100};
 // More operations than are usually under way at once: finished ones are looked for here.
 constexpr std::size_t many_in_flight = 64;
 constexpr int removed_at_once = 4;
+// Aborts take milliseconds; one that takes so long waits for another process and is left alone.
+constexpr std::chrono::seconds longest_abort{5};
 
 int current_device() {
   int device = 0;
@@ -32,6 +37,18 @@ void use_device([[maybe_unused]] int device) {
 #ifdef MICS_HAS_DEVICE
   static_cast<void>(MICS_VENDOR(SetDevice)(device));
 #endif
+}
+
+// On a thread that nobody has to wait for.
+std::future<void> begin_abort(const std::function<void()>& action, int device) {
+  std::packaged_task<void()> task([action, device] {
+    block_signals();
+    use_device(device);
+    action();
+  });
+  std::future<void> end = task.get_future();
+  std::thread(std::move(task)).detach();
+  return end;
 }
 
 }  // namespace
@@ -165,9 +182,19 @@ std::string DeviceWatch::async_error() const {
 void DeviceWatch::abort_all() noexcept {
   aborted_ = true;
   const std::lock_guard members(members_mutex_);
+  // All at once: an abort tells its collectives to end and then waits for them, and they may be
+  // queued behind another communicator's, which would not have been told yet.
+  std::vector<std::future<void>> ends;
   for (const auto& [number, member] : members_) {
-    if (member.abort) member.abort();
+    if (!member.abort) continue;
+    try {
+      ends.push_back(begin_abort(member.abort, device_));
+    } catch (const std::system_error&) {  // no more threads
+      member.abort();
+    }
   }
+  const auto limit = Clock::now() + longest_abort;
+  for (const std::future<void>& end : ends) end.wait_until(limit);
 }
 
 std::vector<int> DeviceWatch::ask(const Late& late) {

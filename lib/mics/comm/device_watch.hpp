@@ -40,8 +40,8 @@ class DeviceWatch {
  public:
   /// A communicator of the device, without its type.
   struct Member {
-    std::vector<int> ranks;              ///< of the group, as the engine's caller knows them
-    std::function<void()> abort;         ///< ends its collectives, from any thread
+    std::vector<int> ranks;       ///< of the group, as the engine's caller knows them
+    std::function<void()> abort;  ///< ends its collectives, from any thread; may wait for them
     std::function<std::string()> error;  ///< what went wrong in it meanwhile; empty: nothing
   };
   /// Whether the work before an operation (`end` false) or its own is done; never blocks.
@@ -75,7 +75,8 @@ class DeviceWatch {
   /// its group say that they wait for
   void wait(const Marker& marker);
 
-  /// Ends all collectives of this rank on the device. From any thread; later calls throw.
+  /// Ends all collectives of this rank on the device. From any thread; later calls throw. Blocks
+  /// until they have ended, for some seconds at most.
   void abort_all() noexcept;
   [[nodiscard]] bool aborted() const noexcept { return aborted_; }
 

@@ -378,6 +378,10 @@ std::string Plan::text(std::span<const LeaseCall> calls) const {
     }
     return names.empty() ? std::string("none") : names;
   };
+  const std::string of_a_device =
+      request_.memory == Memory::host
+          ? ""
+          : ", conversions " + human(memory_.conversions) + ", step " + human(memory_.step);
   out += "plan\n";
   line("placement", request_.preset + ": " + plural(layout_.world_size(), "rank") + " on " +
                         plural(layout_.nodes(), "node") + ", " + plural(replicas, "shard group") +
@@ -403,7 +407,7 @@ std::string Plan::text(std::span<const LeaseCall> calls) const {
                     " unless declared; no gradients, master weights or optimizer state");
     line("bytes a rank", human(memory_.total()) + " = shards " + human(memory_.compute_shards) +
                              ", gather slots " + human(memory_.gather_slots) + ", resident " +
-                             human(memory_.resident));
+                             human(memory_.resident) + of_a_device);
     const CollectiveCounts counts = calls.empty() ? count(1) : count(calls, 1);
     line("a pass",
          std::to_string(counts.gather) + " gathers, units in " +
@@ -420,12 +424,8 @@ std::string Plan::text(std::span<const LeaseCall> calls) const {
                              human(memory_.accumulators) + ",");
     line("", "gather slots " + human(memory_.gather_slots) + ", gradient slots " +
                  human(memory_.gradient_slots) + ", resident " + human(memory_.resident) +
-                 ", scratch " + human(memory_.scratch) +
-                 (request_.memory == Memory::host ? ""
-                                                  : ", conversions " + human(memory_.conversions) +
-                                                        ", step " + human(memory_.step)) +
-                 ", staging " + human(memory_.staging) +
-                 (request_.memory == Memory::host ? "" : " of the host"));
+                 ", scratch " + human(memory_.scratch) + of_a_device + ", staging " +
+                 human(memory_.staging) + (request_.memory == Memory::host ? "" : " of the host"));
     const CollectiveCounts counts =
         calls.empty() ? count(request_.micro_steps) : count(calls, request_.micro_steps);
     line("a step", std::to_string(counts.gather) + " gathers, " + std::to_string(counts.hop1) +

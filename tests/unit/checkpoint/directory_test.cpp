@@ -93,6 +93,57 @@ TEST_F(DirectoryTest, RetentionRemovesOldSteps) {
   EXPECT_EQ(list_steps(scratch_.path()), (Steps{4, 3}));
 }
 
+// Fails if removing a step or a leftover removes what a link in its place leads to.
+TEST_F(DirectoryTest, LinksAreNotFollowedByWhatRemoves) {
+  const std::filesystem::path elsewhere = scratch_.path() / "elsewhere";
+  std::filesystem::create_directory(elsewhere);
+  {
+    DirectoryWriter directory(calls_, scratch_.path(), log_);
+    for (const std::int64_t step : {1, 2, 3}) save_step(directory, step);
+    for (const std::int64_t step : {1, 2}) {
+      const std::filesystem::path here = scratch_.path() / step_name(step);
+      std::filesystem::rename(here, elsewhere / step_name(step));
+      std::filesystem::create_symlink(elsewhere / step_name(step), here);
+    }
+    save_step(directory, 2);
+    directory.retain(3, {.keep = 1});
+  }
+  EXPECT_EQ(list_steps(scratch_.path()), Steps{3});
+  std::filesystem::create_symlink(elsewhere / step_name(1), scratch_.path() / ".trash-1");
+  std::filesystem::create_symlink("nowhere", scratch_.path() / ".tmp-2");
+  std::ofstream(scratch_.path() / ".tmp-3") << "a file";
+  static_cast<void>(DirectoryWriter(calls_, scratch_.path(), log_));
+  for (const char* name : {".trash-1", ".tmp-2", ".tmp-3"}) {
+    EXPECT_FALSE(std::filesystem::is_symlink(scratch_.path() / name)) << name;
+    EXPECT_FALSE(std::filesystem::exists(scratch_.path() / name)) << name;
+  }
+  for (const std::int64_t step : {1, 2}) {
+    EXPECT_NO_THROW(static_cast<void>(Checkpoint::open(calls_, elsewhere / step_name(step))));
+  }
+  EXPECT_TRUE(warnings_.empty()) << warnings_.front();
+}
+
+TEST_F(DirectoryTest, AStepIsNoDirectoryOfSteps) {
+  const auto step = [&] {
+    DirectoryWriter directory(calls_, scratch_.path(), log_);
+    return save_step(directory, 3);
+  }();
+  EXPECT_THROW(DirectoryWriter(calls_, step, log_), FormatError);
+  EXPECT_FALSE(std::filesystem::exists(step / ".lock"));
+}
+
+TEST_F(DirectoryTest, StepsThatAreThereAreNamed) {
+  DirectoryWriter directory(calls_, scratch_.path(), log_);
+  for (const std::int64_t step : {1, 3}) save_step(directory, step);
+  EXPECT_EQ(find_step(scratch_.path(), 3), scratch_.path() / step_name(3));
+  try {
+    static_cast<void>(find_step(scratch_.path(), 2));
+    FAIL();
+  } catch (const IoError& error) {
+    EXPECT_TRUE(std::string(error.what()).ends_with("there are 3, 1")) << error.what();
+  }
+}
+
 TEST_F(DirectoryTest, TheNewestStepThatVerifiesIsOpened) {
   DirectoryWriter directory(calls_, scratch_.path(), log_);
   for (const std::int64_t step : {1, 2, 3, 4}) save_step(directory, step);

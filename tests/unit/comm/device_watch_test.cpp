@@ -196,6 +196,31 @@ TEST(DeviceWatch, NothingIsAvailableAfterAnAbort) {
   meet();
 }
 
+// One communicator's collective may be queued behind another's: an abort that waits for it ends
+// when the other has been aborted, too.
+TEST(DeviceWatch, AbortsThatWaitForOneAnotherEnd) {
+  Device device(std::chrono::seconds(60));
+  std::atomic<bool> later_told = false;
+  std::atomic<bool> ended = false;
+  const auto member = [](std::function<void()> abort) {
+    return DeviceWatch::Member{
+        .ranks = Device::all_ranks(), .abort = std::move(abort), .error = {}};
+  };
+  const int first = device.watch.add(member([&] {
+    const auto start = Clock::now();
+    while (!later_told && seconds_since(start) < 3) std::this_thread::yield();
+    ended = later_told.load();
+  }));
+  const int second = device.watch.add(member([&] { later_told = true; }));
+
+  device.watch.abort_all();
+
+  EXPECT_TRUE(ended);
+  device.watch.remove(first);
+  device.watch.remove(second);
+  meet();
+}
+
 TEST(DeviceWatch, ForgetsFinishedOperations) {
   Device device(std::chrono::seconds(60));
   for (int i = 0; i < 1000; ++i) device.watch.record(device.member, stuck, {Marker()}, {});

@@ -4,10 +4,10 @@
 
 #include "small_gpt.hpp"
 
+#include <Kokkos_Core.hpp>
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -220,16 +220,16 @@ TEST(GradientTest, FloatParametersUnderDoubleActivations) {
   EXPECT_LE(worst_deviation(plain, mixed.gradients), 1.2e-7);
 }
 
-/// A two-byte float as a library would have it: explicit conversions from and to float.
+/// A two-byte float as a library would have it: explicit conversions from and to float, in kernels.
 struct Half {
   std::uint16_t bits = 0;
   Half() = default;
-  explicit Half(float value) {
-    const auto u = std::bit_cast<std::uint32_t>(value);
+  KOKKOS_FUNCTION explicit Half(float value) {
+    const auto u = Kokkos::bit_cast<std::uint32_t>(value);
     bits = static_cast<std::uint16_t>((u + 0x7fffU + (u >> 16 & 1U)) >> 16);
   }
-  explicit operator float() const {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+  KOKKOS_FUNCTION explicit operator float() const {
+    return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
   }
 };
 
