@@ -110,7 +110,7 @@ function(mics_precompile target)
   endif()
   get_target_property(own ${target} MICS_OWN_PRECOMPILED)
   if(own)
-    target_precompile_headers(${target} PRIVATE <Kokkos_Core.hpp> <mpi.h>)
+    target_precompile_headers(${target} PRIVATE <Kokkos_Core.hpp>) # it may know no MPI
   else()
     mics_share_precompiled(${target})
   endif()
