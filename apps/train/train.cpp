@@ -582,17 +582,30 @@ class Trainer {
       std::cout << "of " << bigram.total() << " " << sequence.unit() << " ";
     }
     std::cout << loss_text(bigram_nats) << "\n";
+    nlohmann::json of_device = nlohmann::json::object();
+    if (on_device()) {
+      // Nothing is allocated or freed between the first step and here, so that it is the peak, too.
+      const mics::device::Capacity memory = mics::device::capacity();
+      const std::int64_t used = memory.total - memory.free;
+      constexpr double gib = std::int64_t{1} << 30;
+      std::cout << "  memory of rank 0's device in use, by all processes: "
+                << fixed(static_cast<double>(used) / gib, 2) << " GiB of "
+                << fixed(static_cast<double>(memory.total) / gib, 2) << "\n";
+      of_device["device_bytes_in_use"] = used;
+    }
     if (!text.empty()) std::cout << "sample\n" << printable(text, deck_.format) << "\n";
     std::cout << std::flush;
-    metrics_.write({{"event", "result"},
-                    {"steps", deck_.steps},
-                    {"seconds", seconds},
-                    {"tokens_per_second", rate},
-                    {"flops_per_second", flops},
-                    {"peak_flops_per_second", peak_flops_},
-                    {"utilization", utilization(rate)},
-                    {std::string("validation_") + unit_.key, unit_.of_nats(nats)},
-                    {std::string("bigram_") + unit_.key, unit_.of_nats(bigram_nats)}});
+    nlohmann::json record{{"event", "result"},
+                          {"steps", deck_.steps},
+                          {"seconds", seconds},
+                          {"tokens_per_second", rate},
+                          {"flops_per_second", flops},
+                          {"peak_flops_per_second", peak_flops_},
+                          {"utilization", utilization(rate)},
+                          {std::string("validation_") + unit_.key, unit_.of_nats(nats)},
+                          {std::string("bigram_") + unit_.key, unit_.of_nats(bigram_nats)}};
+    record.update(of_device);
+    metrics_.write(record);
   }
 
   // Steps whose results the host has not waited for; the engine itself waits for older ones.

@@ -51,6 +51,8 @@ ENDED = ("kill", "stop", "_exit", "exit", "return")
 # there. The client itself compares the parameters.
 HARMLESS = {"skip", "twice", "swap", "resize"}
 
+RECOVER = "--enable-recovery"
+
 MICRO_STEP, GATHER, REDUCE, STEP, SUM = range(5)
 
 
@@ -296,20 +298,21 @@ class Faults(unittest.TestCase):
             self.check_reports(name, reports, rank, started[0], limit, silent=True)
             status = job.end(HARD_LIMIT)
             self.assertIsNotNone(status, f"processes live on: {name}")
-            self.assertNotEqual(status, 0, name)
+            if RECOVER not in words:
+                self.assertNotEqual(status, 0, name)
 
     def each(self):
         return {"quick": 1, "full": 2, "soak": 0}[AMOUNT]
 
     # Open MPI's launcher ends all ranks when one dies or exits early; told to recover, it leaves them
-    # their own diagnosis.
+    # their own diagnosis. Its own status is 0 then in some versions, 4.1.6 for one.
 
     def test_killed_rank(self):
-        self.check_ended(["kill"], ["--enable-recovery"], self.each(), 3, TIMEOUT + SLACK)
+        self.check_ended(["kill"], [RECOVER], self.each(), 3, TIMEOUT + SLACK)
 
     def test_rank_that_exits(self):
         kinds = ["_exit", "exit"]
-        self.check_ended(kinds, ["--enable-recovery"], self.each(), 4, TIMEOUT + SLACK)
+        self.check_ended(kinds, [RECOVER], self.each(), 4, TIMEOUT + SLACK)
 
     def test_rank_that_stops(self):
         self.check_ended(["stop"], [], self.each(), 6, TIMEOUT + SLACK)

@@ -2,6 +2,7 @@
 #include <mics/base/error.hpp>
 #include <mics/base/hash.hpp>
 #include <mics/checkpoint/crc32c.hpp>
+#include <mics/checkpoint/detail/copy_past_caches.hpp>
 #include <mics/checkpoint/detail/packing.hpp>
 #include <mics/checkpoint/saver.hpp>
 #include <mics/comm/agreement.hpp>
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <utility>
 
@@ -24,6 +26,7 @@ using detail::Unpacker;
 // The stages of a save as messages name them.
 constexpr const char* opening = "a checkpoint's directory";
 constexpr const char* state_to_save = "description of the state to save";
+constexpr const char* blobs_to_save = "application's blobs to save";
 constexpr const char* beginning = "the start of a save";
 constexpr const char* laying_out = "the files of a save";
 constexpr const char* writing = "the pieces of a save";
@@ -51,16 +54,46 @@ void pack(Packer& to, const PieceSums& sums) {
   to.put(sums.part_crcs);
 }
 
-// A hash of what replicas have in common: arrays that are here as whole shards. Gives way between
-// blocks: on a machine whose cores are all ranks', the threads that feed the disk come first.
+// Makes what lies in [begin, end) of a source's copies, which ascend.
+void make_copies(std::span<const Copy> copies, const std::byte* begin, const std::byte* end) {
+  auto copy = std::partition_point(copies.begin(), copies.end(), [=](const Copy& c) {
+    return std::less_equal<>()(c.from + c.bytes, begin);
+  });
+  for (; copy != copies.end() && std::less<>()(copy->from, end); ++copy) {
+    const std::byte* const from = std::max(copy->from, begin, std::less<>());
+    const std::byte* const to = std::min(copy->from + copy->bytes, end, std::less<>());
+    detail::copy_past_caches(copy->to + (from - copy->from), from, to - from);
+  }
+}
+
+// A hash of what replicas have in common: arrays that are here as whole shards. Copies go on the
+// way, while the caches hold a block.
 std::uint64_t replicated_checksum(const StoredState& state, int tau,
-                                  std::span<const Source> sources) {
+                                  std::span<const Source> sources, std::span<const Copy> copies) {
   std::uint64_t hash = 0;
-  for (const Source& source : sources) {
-    if (source.range != state.shard(source.buffer, tau)) continue;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const Source& source = sources[i];
+    const auto [first, last] =
+        std::ranges::equal_range(copies, static_cast<int>(i), std::less<>(), &Copy::source);
+    const std::span<const Copy> here(first, last);
     const DType dtype =
         state.buffer(source.buffer).arrays[static_cast<std::size_t>(source.array)].dtype;
     const std::int64_t bytes = source.range.length * bytes_of(dtype);
+    if (source.range != state.shard(source.buffer, tau)) {
+      make_copies(here, source.data, source.data + bytes);
+      continue;
+    }
+    if (!copies.empty()) {
+      const auto copy = [&](std::int64_t begin, std::int64_t end) {
+        make_copies(here, source.data + begin, source.data + end);
+      };
+      for (const std::uint64_t block : state::block_checksums(source.data, bytes, copy)) {
+        hash = hash_combine(hash, block);
+      }
+      continue;
+    }
+    // Beside writes. Gives way between blocks: on a machine whose cores are all ranks', the threads
+    // that feed the disk come first.
     // A block for each thread at once; the sum does not depend on how many those are.
     const std::int64_t step =
         state::checksum_block_bytes * Kokkos::DefaultHostExecutionSpace().concurrency();
@@ -151,6 +184,13 @@ detail::Packer Saver::begin(const StoredState& state, const layout::Place& place
   comm::require_same(group_,
                      hex(crc32c(std::as_bytes(std::span(description.data(), description.size())))),
                      state_to_save);
+  // One rank writes them: what the others have would be lost.
+  std::string blobs;
+  for (const auto& [key, bytes] : state.blobs) {
+    blobs +=
+        in_quotes(key) + ' ' + std::to_string(bytes.size()) + " bytes " + hex(crc32c(bytes)) + ' ';
+  }
+  comm::require_same(group_, blobs, blobs_to_save);
 
   step_ = state.step;
   tau_ = place.shard;
@@ -171,6 +211,7 @@ detail::Packer Saver::begin(const StoredState& state, const layout::Place& place
   try {
     comm::agree(group_, laying_out, [&] {
       writer_.reset();
+      copies_.clear();
       const auto part = part_of_replica(place.group, state.grid.replicas(), parts_);
       report.put(part.value_or(-1));
       if (!part) return;
@@ -182,7 +223,7 @@ detail::Packer Saver::begin(const StoredState& state, const layout::Place& place
           staged_ = detail::make_file_buffer(bytes);
           staged_bytes_ = bytes;
         }
-        writer_->stage(sources, {staged_.get(), static_cast<std::size_t>(bytes)});
+        copies_ = writer_->stage(sources, {staged_.get(), static_cast<std::size_t>(bytes)});
       } else {
         writer_->attach(sources);
       }
@@ -247,7 +288,7 @@ void Saver::save(const StoredState& state, const layout::Place& place,
   write_pieces();
   // Beside the writes.
   lay_out_step(state, report);
-  sum_replicated(state, sources, info);
+  read_sources(state, sources, info);
   wait();
 }
 
@@ -255,25 +296,27 @@ void Saver::start(const StoredState& state, const layout::Place& place,
                   std::span<const Source> sources, const SourceInfo& info) {
   const Packer report = begin(state, place, sources, !info.lasting);
   lay_out_step(state, report);
-  sum_replicated(state, sources, info);
+  read_sources(state, sources, info);
   // Last: the caller waits for all the rest, which the writes would slow down.
   write_pieces();
 }
 
 // What fails here is told when the ranks hand over.
-void Saver::sum_replicated(const StoredState& state, std::span<const Source> sources,
-                           const SourceInfo& info) {
+void Saver::read_sources(const StoredState& state, std::span<const Source> sources,
+                         const SourceInfo& info) {
   std::promise<std::uint64_t> sum;
   try {
     if (info.replicated || state.grid.replicas() == 1) {
+      for (const Copy& copy : copies_) detail::copy_past_caches(copy.to, copy.from, copy.bytes);
       sum.set_value(info.replicated.value_or(0));
     } else {
-      sum.set_value(replicated_checksum(state, tau_, sources));
+      sum.set_value(replicated_checksum(state, tau_, sources, copies_));
     }
   } catch (...) {
     sum.set_exception(std::current_exception());
   }
   checksum_ = sum.get_future();
+  copies_.clear();
 }
 
 void Saver::write_pieces() {

@@ -95,8 +95,9 @@ class Saver {
             const SourceInfo& info = {});
 
   /// Copies what this rank writes, so that the memory may change, and lets a helper thread write
-  /// it. Blocks for the copy of 1/R of the shard and, where there are replicas, one read of the
-  /// shard. Memory: the copy, kept for the next save. \throws as save(), but for what happens later
+  /// it. Blocks for one read of the shard where there are replicas, and the copy of 1/R of it on
+  /// the way; else for the copy. Memory: the copy, kept for the next save. \throws as save(), but
+  /// for what happens later
   void start(const StoredState& state, const layout::Place& place, std::span<const Source> sources,
              const SourceInfo& info = {});
 
@@ -113,13 +114,14 @@ class Saver {
  private:
   enum class Stage : std::uint8_t { idle, writing, committing };
 
-  // What this rank reports of its piece, which is laid out then.
+  // What this rank reports of its piece, which is laid out then; what is to be copied: copies_.
   detail::Packer begin(const StoredState& state, const layout::Place& place,
                        std::span<const Source> sources, bool copy);
   // Collective: lets rank 0 lay out the manifest of the pieces that are reported.
   void lay_out_step(const StoredState& state, const detail::Packer& report);
-  void sum_replicated(const StoredState& state, std::span<const Source> sources,
-                      const SourceInfo& info);
+  // Makes copies_ and the hash, in one pass over the memory.
+  void read_sources(const StoredState& state, std::span<const Source> sources,
+                    const SourceInfo& info);
   void write_pieces();
   // Collective: gathers what the writers report and lets rank 0 commit.
   void hand_over();
@@ -149,6 +151,7 @@ class Saver {
   std::optional<StepWriter> step_writer_;  // rank 0
   detail::FileBuffer staged_;
   std::int64_t staged_bytes_ = 0;
+  std::vector<Copy> copies_;     // into staged_, not made yet
   std::vector<PieceSums> sums_;  // rank 0
   std::future<PieceSums> written_;
   std::future<std::filesystem::path> committed_;  // rank 0

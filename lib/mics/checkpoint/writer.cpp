@@ -11,8 +11,10 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <functional>
 #include <future>
 #include <random>
+#include <utility>
 
 namespace mics::checkpoint {
 namespace {
@@ -104,11 +106,13 @@ void PieceWriter::make_fragments(DataOf&& data_of) {
   for (std::size_t d = 0; d < contents_.size(); ++d) {
     const std::int64_t width = bytes_of(contents_[d].dtype);
     for (const detail::Run& run : contents_[d].runs) {
-      const std::byte* const begin = data_of(contents_[d], run);
+      const std::pair<const std::byte*, int> origin = data_of(contents_[d], run);
+      const std::byte* const begin = origin.first;
       for (const auto& [range, part] : runs_[next_run]) {
         const std::int64_t at = range.offset - run.range.offset;
         fragments_.push_back({piece_.offsets[d] + (run.offset + at) * width, range.length * width,
-                              begin == nullptr ? nullptr : begin + at * width, part});
+                              begin == nullptr ? nullptr : begin + at * width, part,
+                              origin.second});
       }
       ++next_run;
     }
@@ -132,29 +136,37 @@ void PieceWriter::attach(std::span<const Source> sources) {
                                         " to " + std::to_string(run.range.end()),
                             .found = "none"});
     }
-    return source->data + (run.range.offset - source->range.offset) * bytes_of(dataset.dtype);
+    return std::pair(
+        source->data + (run.range.offset - source->range.offset) * bytes_of(dataset.dtype),
+        static_cast<int>(source - sources.begin()));
   });
 }
 
 void PieceWriter::attach(Supply supply) {
   supply_ = std::move(supply);
-  make_fragments(
-      [](const detail::PieceDataset&, const detail::Run&) -> const std::byte* { return nullptr; });
+  make_fragments([](const detail::PieceDataset&, const detail::Run&) {
+    return std::pair<const std::byte*, int>(nullptr, -1);
+  });
 }
 
-void PieceWriter::stage(std::span<const Source> sources, std::span<std::byte> buffer) {
+std::vector<Copy> PieceWriter::stage(std::span<const Source> sources, std::span<std::byte> buffer) {
   if (std::ssize(buffer) != payload_bytes()) {
     raise<ArgumentError>({.object = "memory to stage a piece in",
                           .expected = std::to_string(payload_bytes()) + " bytes",
                           .found = std::to_string(buffer.size())});
   }
   attach(sources);
+  std::vector<Copy> copies;
   std::byte* to = buffer.data();
   for (Fragment& fragment : fragments_) {
-    std::memcpy(to, fragment.data, static_cast<std::size_t>(fragment.bytes));
+    copies.push_back({fragment.source, fragment.data, to, fragment.bytes});
     fragment.data = to;
     to += fragment.bytes;
   }
+  std::sort(copies.begin(), copies.end(), [](const Copy& a, const Copy& b) {
+    return a.source != b.source ? a.source < b.source : std::less<>()(a.from, b.from);
+  });
+  return copies;
 }
 
 // Puts the file's bytes [offset, offset + chunk.size()) together and sums them.

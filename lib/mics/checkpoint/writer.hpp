@@ -54,6 +54,14 @@ struct PieceSums {
 /// valid until the next call. Calls ascend.
 using Supply = std::function<const std::byte*(const layout::Interval& bytes)>;
 
+/// Memory to copy, a part of one source.
+struct Copy {
+  int source = -1;
+  const std::byte* from = nullptr;
+  std::byte* to = nullptr;
+  std::int64_t bytes = 0;
+};
+
 /// One rank's file of a checkpoint: laid out by the constructor, on the caller's thread, written
 /// by write(), on any.
 class PieceWriter {
@@ -70,9 +78,11 @@ class PieceWriter {
   void attach(std::span<const Source> sources);
   /// Takes all elements from `supply`, which write() calls on its own thread.
   void attach(Supply supply);
-  /// Copies the piece's part of the memory into `buffer`, payload_bytes() long, and points there:
-  /// the originals may change afterwards. \throws as attach()
-  void stage(std::span<const Source> sources, std::span<std::byte> buffer);
+  /// Points at `buffer`, payload_bytes() long, where the piece's part of the memory is to be.
+  /// \return what the caller copies there before write(), by source and ascending; the originals
+  ///         may change afterwards. \throws as attach()
+  [[nodiscard]] std::vector<Copy> stage(std::span<const Source> sources,
+                                        std::span<std::byte> buffer);
 
   /// Writes the file into `folder` and makes it durable. Calls neither MPI nor libhdf5. Blocks.
   /// Each byte is read once, copied into one of four buffers of 2 MiB and summed there; floor: the
@@ -86,9 +96,10 @@ class PieceWriter {
     std::int64_t offset = 0;  // in the file
     std::int64_t bytes = 0;
     const std::byte* data = nullptr;
-    int part = -1;  // index in part_crcs; -1: a gap
+    int part = -1;    // index in part_crcs; -1: a gap
+    int source = -1;  // that `data` is part of
   };
-  // `data_of(dataset, run)` is where the first element of a run lies.
+  // `data_of(dataset, run)` is where the first element of a run lies, and in which source.
   template <class DataOf>
   void make_fragments(DataOf&& data_of);
   void fill(std::span<std::byte> chunk, std::int64_t offset, std::size_t& next,

@@ -121,6 +121,12 @@ void agree_on(Transport& group, std::string_view what, std::exception_ptr local)
     std::copy_n(reinterpret_cast<const std::byte*>(text.data()), text.size(), message.data() + 1);
   }
   broadcast(group, message, static_cast<int>(lowest), what);
+  // Nobody leaves, and perhaps ends its engine over the error, before all ranks have its text. Who
+  // is told so meanwhile has the text.
+  try {
+    group.all_gather_small(&failed, all.data(), 1, {Purpose::agreement, what, 1});
+  } catch (const CommError&) {
+  }
   if (group.rank() == lowest) std::rethrow_exception(local);
   throw_as(static_cast<Kind>(message[0]),
            {reinterpret_cast<const char*>(message.data()) + 1, message.size() - 1});

@@ -18,6 +18,11 @@ namespace {
 constexpr std::chrono::milliseconds eager{5};
 constexpr std::chrono::microseconds pause{20};
 constexpr std::chrono::milliseconds longest_interval{100};
+// That the thread leaves the host to end a late collective first, and that others have to answer:
+// of short limits this part, of long ones a second.
+constexpr int grace_part = 16;
+constexpr std::chrono::milliseconds least_grace{100};
+constexpr std::chrono::milliseconds longest_grace{1000};
 // More operations than are usually under way at once: finished ones are looked for here.
 constexpr std::size_t many_in_flight = 64;
 constexpr int removed_at_once = 4;
@@ -37,6 +42,10 @@ void use_device([[maybe_unused]] int device) {
 #ifdef MICS_HAS_DEVICE
   static_cast<void>(MICS_VENDOR(SetDevice)(device));
 #endif
+}
+
+std::chrono::milliseconds grace_of(std::chrono::milliseconds timeout) {
+  return std::clamp(timeout / grace_part, least_grace, longest_grace);
 }
 
 // On a thread that nobody has to wait for.
@@ -158,7 +167,7 @@ void DeviceWatch::watch() {
     }
     if (aborted_) continue;
     try {
-      std::optional<Late> late = oldest(timeout_ * 5 / 4);
+      std::optional<Late> late = oldest(timeout_ + grace_of(timeout_));
       if (!late) continue;
       const std::lock_guard lock(mutex_);
       late_ = std::move(late);
@@ -243,8 +252,7 @@ void DeviceWatch::report_expired() {
     late = *late_;
   }
   const std::vector<int> asked = ask(late);
-  const auto grace = std::min<std::chrono::milliseconds>(timeout_ / 4, std::chrono::seconds(1));
-  const auto end = Clock::now() + grace;
+  const auto end = Clock::now() + grace_of(timeout_);
   while (Clock::now() < end) {
     failures_.poll();
     const bool complete = std::all_of(

@@ -32,8 +32,9 @@ namespace mics::comm {
 ///  - The host waits in `wait`, which looks for failures of other ranks, errors of the
 ///    communicators and late collectives, and throws what it finds.
 ///  - An application that waits in a call of its own is released by a thread, which exists while
-///    there are communicators: if a collective is late by a quarter of the limit more, it aborts
-///    all of them, and the next call of mics throws. The thread never calls MPI.
+///    there are communicators: if a collective is late by more than a sixteenth of the limit, a
+///    second at most, it aborts all of them, and the next call of mics throws. The thread never
+///    calls MPI.
 ///
 /// After an abort every call throws; nothing that was under way becomes available.
 class DeviceWatch {

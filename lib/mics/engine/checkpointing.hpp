@@ -21,7 +21,7 @@ using Blobs = std::map<std::string, std::vector<std::byte>>;
 struct SaveRequest {
   checkpoint::Retention retention = {};  ///< which older steps are removed after the commit
   bool asynchronous = false;  ///< return when the state may change; a thread writes what was copied
-  Blobs blobs = {};
+  Blobs blobs = {};           ///< for what ranks have apart, gather it first
 };
 
 /// What may be said of a load beside its directory.

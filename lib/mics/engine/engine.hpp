@@ -370,7 +370,8 @@ class Engine {
   /// Format: lib/mics/checkpoint/FORMAT.md.
   /// \throws on every rank alike: IoError if a rank could not write (earlier steps are as they
   ///         were, and the engine goes on); FormatError if replicas differ, naming shard and ranks;
-  ///         StateError within a micro-step, or while another save is under way
+  ///         StateError within a micro-step, or while another save is under way; ArgumentError if
+  ///         the ranks' directories (at the first save there) or blobs differ
   void save(const std::string& directory, const SaveRequest& request = {});
 
   /// Takes an asynchronous save further without waiting for disks; tells `committed` or `failed`
@@ -386,7 +387,8 @@ class Engine {
   /// blocks.
   /// \return nothing if the directory holds no step and none was asked for: the state is as it was
   /// \throws on every rank alike: FormatError if the model is another (the state is as it was) or
-  ///         every step is damaged (the state is then undefined until a load succeeds), IoError
+  ///         every step is damaged (the state is then undefined until a load succeeds), IoError;
+  ///         ArgumentError if the ranks ask for different ones
   std::optional<LoadResult> load(const std::string& directory, const LoadRequest& request = {});
 
   /// Finishes everything that mics has under way; nothing is in flight until the next call, so that

@@ -57,6 +57,13 @@ Dataspace make_space(std::span<const std::int64_t> shape, std::string_view objec
           "create the space of", object};
 }
 
+// A heap and a tree for the links of a small group are larger than the links.
+void keep_links_in_header(const PropertyList& creation, std::string_view object) {
+  constexpr unsigned most_links = 200;
+  check(H5Pset_link_phase_change(creation.id(), most_links, most_links / 2), "set up links of",
+        object);
+}
+
 }  // namespace
 
 FileBuilder::FileBuilder(std::string name, std::int64_t metadata_bytes)
@@ -79,17 +86,30 @@ FileBuilder::FileBuilder(std::string name, std::int64_t metadata_bytes)
   check(H5Pset_small_data_block_size(access.id(), 0), "set up small data of", name_);
   // Elements of small datasets need no page of their own.
   check(H5Pset_alignment(access.id(), hsize_t{1} << 16, 4096), "set the alignment of", name_);
-  // The root's links, and those of groups made on the way, which take after it: a heap and a tree
-  // for the links of a small group are larger than the links.
+  // Of the root and of groups made on the way, which take after it.
   const PropertyList creation(H5Pcreate(H5P_FILE_CREATE), "create a list for", name_);
-  constexpr unsigned most_links = 200;
-  check(H5Pset_link_phase_change(creation.id(), most_links, most_links / 2), "set up links of",
-        name_);
+  keep_links_in_header(creation, name_);
   file_ = File(H5Fcreate(name_in_memory(name_).c_str(), H5F_ACC_EXCL, creation.id(), access.id()),
                "create", name_);
 }
 
 FileBuilder::~FileBuilder() = default;
+
+void FileBuilder::create_group(const std::string& path, std::int64_t links,
+                               std::int64_t name_bytes) {
+  // What libhdf5 takes at most, and more than are kept in a header.
+  constexpr std::int64_t most = 65535;
+  const PropertyList creation(H5Pcreate(H5P_GROUP_CREATE), "create a list for", path);
+  keep_links_in_header(creation, path);
+  if (links > 0) {
+    const std::int64_t mean = (name_bytes + links - 1) / links;
+    check(H5Pset_est_link_info(creation.id(), static_cast<unsigned>(std::min(links, most)),
+                               static_cast<unsigned>(std::min(mean, most))),
+          "set up links of", path);
+  }
+  const Object group(H5Gcreate2(file_.id(), path.c_str(), links_.id(), creation.id(), H5P_DEFAULT),
+                     "create", path);
+}
 
 std::int64_t FileBuilder::create_dataset(const std::string& path, const Datatype& type,
                                          std::span<const std::int64_t> shape) {
@@ -109,6 +129,12 @@ std::int64_t FileBuilder::create_dataset(const std::string& path, const Datatype
   return static_cast<std::int64_t>(offset);
 }
 
+Datatype FileBuilder::share(Datatype type) {
+  // Without a name: what uses it keeps it.
+  check(H5Tcommit_anon(file_.id(), type.id(), H5P_DEFAULT, H5P_DEFAULT), "share a type in", name_);
+  return type;
+}
+
 std::int64_t FileBuilder::create_bytes(const std::string& path, std::int64_t bytes) {
   const Datatype type(H5Tcopy(H5T_STD_U8LE), "copy a type for", path);
   return create_dataset(path, type, std::span(&bytes, 1));
@@ -124,10 +150,16 @@ void FileBuilder::create_virtual(const std::string& path, const Datatype& type,
   check(H5Pset_obj_track_times(creation.id(), 0), "set up", path);
   // No room is left for attributes, which few of many small datasets get.
   check(H5Pset_dset_no_attrs_hint(creation.id(), true), "set up", path);
+  const std::vector<hsize_t> all = extents(shape);
   for (const VirtualBlock& block : blocks) {
-    check(H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, block.start.data(), nullptr,
-                              block.shape.data(), nullptr),
-          "select in", path);
+    // A block that is the whole has the shortest selection.
+    if (block.shape == all) {
+      check(H5Sselect_all(space.id()), "select", path);
+    } else {
+      check(H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, block.start.data(), nullptr,
+                                block.shape.data(), nullptr),
+            "select in", path);
+    }
     const Dataspace source(H5Screate_simple(1, &block.source_count, nullptr), "create the space of",
                            block.dataset);
     hsize_t count = 1;

@@ -46,11 +46,17 @@ class FileBuilder {
   FileBuilder(const FileBuilder&) = delete;
   FileBuilder& operator=(const FileBuilder&) = delete;
 
+  /// A group with room for so many links, whose names have so many bytes together: its header then
+  /// grows in no steps, each of which takes 28 bytes and what is left of the step before.
+  void create_group(const std::string& path, std::int64_t links, std::int64_t name_bytes);
+
   /// A dataset, all of its space allocated.
   /// \return where its elements begin in the file, a multiple of 4096 where they take 64 KiB or
   ///         more; 0 if it has none
   std::int64_t create_dataset(const std::string& path, const Datatype& type,
                               std::span<const std::int64_t> shape);
+  /// The same type, kept once in the file for all datasets that are created with the result.
+  [[nodiscard]] Datatype share(Datatype type);
   /// Unsigned bytes, for texts and blobs.
   std::int64_t create_bytes(const std::string& path, std::int64_t bytes);
   /// A dataset that shows blocks of other files' datasets of the same type; `fill`, one element,

@@ -169,6 +169,17 @@ ParameterId Model::parameter(UnitId unit, std::string_view name, std::vector<std
                           .expected = "a name that is new in its unit",
                           .found = in_quotes(name) + (taken ? ", declared before" : "")});
   }
+  // "b/c" of unit "a" is "c" of unit "a/b": only where there are more slashes than one.
+  if (full.find('/') != full.rfind('/')) {
+    const auto twin = std::find_if(parameters_.begin(), parameters_.end(),
+                                   [&](const ParameterSpec& p) { return p.name == full; });
+    if (twin != parameters_.end()) {
+      raise<ArgumentError>(
+          {.object = object,
+           .expected = "a name that is new in the model",
+           .found = "one of unit " + in_quotes(unit_of(twin->unit).name) + ", declared before"});
+    }
+  }
   for (const double factor : {options.weight_decay_factor, options.learning_rate_factor}) {
     if (std::isfinite(factor) && factor >= 0) continue;
     raise<ArgumentError>({.object = object,

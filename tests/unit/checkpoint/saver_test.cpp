@@ -37,8 +37,9 @@ class SaverTest : public testing::Test {
 
   // Each rank fills its own shard only.
   struct Rank {
-    Rank(const comm::Communicator& world, const Placement& placement, std::int64_t step)
-        : state(describe(odd_model(), placement)), memory(state) {
+    Rank(const comm::Communicator& world, const Placement& placement, std::int64_t step,
+         const Model& model = odd_model())
+        : state(describe(model, placement)), memory(state) {
       state.step = step;
       const std::vector<int> nodes(static_cast<std::size_t>(world.size()), 0);
       place = layout::GroupLayout::make(nodes, placement.shard).place(world.rank());
@@ -251,6 +252,41 @@ TEST_F(SaverTest, WhatWasStagedIsSavedWhateverComesAfter) {
   Rank reader(world_, {world_.size(), world_.size()}, 0);
   ASSERT_TRUE(load_into(reader, 5));
   expect_filled(reader);
+}
+
+// Arrays of some blocks of the checksum, cut between replicas anywhere; two arrays whose memory is
+// the same.
+TEST_F(SaverTest, WhatIsStagedIsCutAtBlocksAndMayLieInTheSameMemory) {
+  Model model;
+  const UnitId unit = model.unit("unit");
+  model.parameter(unit, "matrix", {300, 1003});
+  model.parameter(unit, "vector", {77});
+  Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_);
+  std::int64_t step = 0;
+  for (const Placement& placement : placements()) {
+    Rank rank(world_, placement, ++step, model);
+    rank.memory.fill();
+    Memory filled(rank.memory);
+    auto sources = rank.sources();
+    ASSERT_EQ(sources.size(), 3U);
+    sources[1].data = sources[2].data;
+    saver.start(rank.state, rank.place, sources);
+    for (auto& array : rank.memory.arrays()) std::fill(array.begin(), array.end(), std::byte{0x55});
+    ASSERT_EQ(saver.wait().phase, SavePhase::committed);
+
+    Rank reader(world_, placement, 0, model);
+    ASSERT_TRUE(load_into(reader, step));
+    const auto parts = reader.targets();
+    const auto want =
+        filled.parts<std::byte>(reader.place.shard, reader.place.group, reader.slices());
+    for (const auto& [array, expected] : {std::pair{0, 0}, {1, 2}, {2, 2}}) {
+      const auto i = static_cast<std::size_t>(array);
+      EXPECT_EQ(std::memcmp(want[static_cast<std::size_t>(expected)].data, parts[i].data,
+                            static_cast<std::size_t>(parts[i].range.length) * sizeof(float)),
+                0)
+          << "array " << array << ", shards of " << placement.shard;
+    }
+  }
 }
 
 TEST_F(SaverTest, ReplicasThatDifferAreNotSaved) {

@@ -155,6 +155,24 @@ TEST(Agree, EndsWhereARankDoesNotCome) {
   }
 }
 
+// Fails if a rank that ends its engine over the error hides the error from slower ranks.
+TEST(Agree, EveryRankThrowsTheErrorWhateverTheFirstDoesThen) {
+  for (int round = 0; round < 40; ++round) {
+    World world;
+    try {
+      agree(world.transport, "a test", [&] {
+        if (job_rank() == round % job_size()) throw StateError("the disk is full");
+      });
+      ADD_FAILURE() << "no error";
+    } catch (const StateError& error) {
+      EXPECT_STREQ(error.what(), "the disk is full");
+    } catch (const CommError& error) {
+      ADD_FAILURE() << "round " << round << ": " << error.what();
+    }
+    world.failures.fail("an exception ended the engine");
+  }
+}
+
 TEST(HelperThread, HasItsSignalsBlocked) {
   const auto blocked = [] {
     sigset_t signals;

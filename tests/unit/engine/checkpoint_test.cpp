@@ -233,6 +233,35 @@ TEST(EngineCheckpoint, MisuseIsNamedOnEveryRank) {
   expect_error<FormatError>([&] { (void)wrong.load(folder.in("run")); }, {"a/weight", "32", "17"});
 }
 
+// Fails if what ranks ask for apart is taken from one of them, or only ends in a timeout.
+TEST(EngineCheckpoint, RanksThatAskForDifferentThingsAreRefused) {
+  if (job_size() == 1) return;  // it agrees with itself
+  const Toy toy;
+  const SharedFolder folder;
+  const bool first = job_rank() == 0;
+  Engine engine(MPI_COMM_WORLD, toy.model, momentum_config());
+  const std::string run = folder.in("run");
+  expect_error<ArgumentError>([&] { engine.save(first ? run : folder.in("other")); },
+                              {"directory to save to", "the same on every rank"});
+  const Blobs blobs{{"random state", {first ? std::byte{1} : std::byte{2}}}};
+  for (const bool asynchronous : {false, true}) {
+    expect_error<ArgumentError>(
+        [&] { engine.save(run, {.asynchronous = asynchronous, .blobs = blobs}); },
+        {"blobs to save", "the same on every rank"});
+  }
+  engine.save(run, {.blobs = {{"random state", {std::byte{3}}}}});
+  const std::string differs = "the same on every rank";
+  expect_error<ArgumentError>([&] { (void)engine.load(run, {.step = first ? 0 : 1}); },
+                              {"checkpoint to load", differs});
+  expect_error<ArgumentError>([&] { (void)engine.load(run, {.weights_only = first}); },
+                              {"checkpoint to load", differs});
+  expect_error<ArgumentError>([&] { (void)engine.load(first ? run : folder.in("other")); },
+                              {"checkpoint to load", differs});
+  // It was refused before anything was changed, and the engine goes on.
+  EXPECT_TRUE(engine.load(run).has_value());
+  one_sample_step(engine, toy, 1);
+}
+
 /// The gradient of every unit is `value` times its number, on state in host memory or a device's.
 void step_in(Engine& engine, const Toy& toy, Memory memory, float value) {
   if (memory == Memory::device) return one_sample_step(engine, toy, value);

@@ -52,6 +52,21 @@ TEST(ModelTest, RefusesNamesAndShapesThatDoNotFit) {
   EXPECT_EQ(model.parameters(), 1);
 }
 
+TEST(ModelTest, RefusesAWholeNameOfAnotherUnit) {
+  Model model;
+  (void)model.parameter(model.unit("a/b"), "c", {1});
+  const UnitId a = model.unit("a");
+  (void)model.parameter(a, "c", {1});
+  try {
+    (void)model.parameter(a, "b/c", {1});
+    FAIL();
+  } catch (const ArgumentError& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("parameter \"a/b/c\""), std::string::npos) << text;
+    EXPECT_NE(text.find("one of unit \"a/b\""), std::string::npos) << text;
+  }
+}
+
 TEST(ModelTest, RefusesAShapeOfMoreElementsThan64BitsCount) {
   Model model;
   const UnitId a = model.unit("a");

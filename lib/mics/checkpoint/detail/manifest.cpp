@@ -8,7 +8,9 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <set>
+#include <utility>
 
 namespace mics::checkpoint::detail {
 namespace {
@@ -43,6 +45,30 @@ std::string escaped_path(std::string_view name) {
 std::string group_of(const StoredArray& array) {
   if (array.name == master_weights || array.name == frozen_weights) return "/model";
   return "/optimizer/" + escaped(array.name);
+}
+
+// The groups of the views. Ascending paths: parents come first.
+void create_groups(const StoredState& state, const std::vector<std::string>& paths,
+                   h5::FileBuilder& builder) {
+  std::set<std::string> links;
+  std::map<std::string, std::pair<std::int64_t, std::int64_t>> groups;  // links, bytes of names
+  for (const StoredBuffer& buffer : state.buffers) {
+    for (const StoredArray& array : buffer.arrays) {
+      for (const StoredSegment& segment : buffer.segments) {
+        std::string path = group_of(array) + paths[static_cast<std::size_t>(segment.tensor)];
+        while (!path.empty() && links.insert(path).second) {
+          const auto slash = path.rfind('/');
+          const std::int64_t bytes = std::ssize(path) - static_cast<std::int64_t>(slash) - 1;
+          path.resize(slash);
+          auto& [count, name_bytes] = groups[path];
+          ++count;
+          name_bytes += bytes;
+        }
+      }
+    }
+  }
+  groups.erase("");
+  for (const auto& [path, of] : groups) builder.create_group(path, of.first, of.second);
 }
 
 // Where a tensor's part lies.
@@ -156,6 +182,8 @@ Manifest make_manifest(const Description& description,
   }
 
   const std::vector<std::string> paths = tensor_paths(state.tensors);
+  create_groups(state, paths, builder);
+  std::map<std::pair<DType, bool>, h5::Datatype> types;
   for (std::size_t b = 0; b < state.buffers.size(); ++b) {
     const StoredBuffer& buffer = state.buffers[b];
     for (std::size_t a = 0; a < buffer.arrays.size(); ++a) {
@@ -164,7 +192,8 @@ Manifest make_manifest(const Description& description,
         const StoredTensor& tensor = state.tensor(buffer.segments[s].tensor);
         const std::string path =
             group_of(array) + paths[static_cast<std::size_t>(buffer.segments[s].tensor)];
-        const h5::Datatype type = h5::file_type(array.dtype, tensor.complex);
+        h5::Datatype& type = types[{array.dtype, tensor.complex}];
+        if (type.id() < 0) type = builder.share(h5::file_type(array.dtype, tensor.complex));
         std::vector<std::int64_t> shape = tensor.shape;
         if (shape.empty()) shape = {1};
         if (tensor.layout == MemoryLayout::left) std::reverse(shape.begin(), shape.end());
@@ -205,6 +234,7 @@ Manifest make_manifest(const Description& description,
     }
   }
 
+  types.clear();
   h5::Skeleton skeleton = builder.finish();
   manifest.bytes = std::move(skeleton.head);
   manifest.bytes.resize(static_cast<std::size_t>(skeleton.bytes));

@@ -130,6 +130,7 @@ std::vector<checkpoint::Source> EngineState::stage(const checkpoint::StoredState
 checkpoint::Saver& EngineState::saver_of(const std::string& directory,
                                          const checkpoint::Retention& retention) {
   if (saver_ == nullptr || save_directory_ != directory) {
+    comm::require_same(all_, directory, "directory to save to");
     if (saver_ != nullptr) saver_->wait();
     saver_.reset();
     saver_ = std::make_unique<checkpoint::Saver>(
@@ -220,6 +221,10 @@ std::optional<LoadResult> EngineState::load(const std::string& directory,
   require_idle("load");
   quiet(exec_);
   operations_.record({Purpose::agreement, "a checkpoint to load", 0});
+  comm::require_same(all_,
+                     (request.step ? "step " + std::to_string(*request.step) : "newest step") +
+                         (request.weights_only ? ", weights only, of " : " of ") + directory,
+                     "checkpoint to load");
   resident_readers_.order_before(exec_);
   exec_.fence("mics::Engine::load: leases' kernels are done");
   resident_readers_.clear();
