@@ -6,7 +6,8 @@ include_guard(GLOBAL)
 #                [SOURCES <file>...]
 #                [HEADERS <file>...]
 #                [DEPENDS <layer or target>...]
-#                [BUILD_DEPENDS <target>...])
+#                [BUILD_DEPENDS <target>...]
+#                [COMPILE_OPTIONS <option>...])
 #
 # Makes the target mics_<name> with the alias mics::<name>, installs and exports it. To be called
 # in lib/mics/<name>/CMakeLists.txt; files are relative to that folder. Example:
@@ -21,9 +22,11 @@ include_guard(GLOBAL)
 # DEPENDS        layers and targets that the headers need; a user of this layer gets them too.
 # BUILD_DEPENDS  header-only targets that only the sources need; an installed mics does without.
 #
+# COMPILE_OPTIONS are for all sources, which then do not share the other layers' precompiled header.
+#
 # A layer without SOURCES is an interface library.
 function(mics_add_layer name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;HEADERS;DEPENDS;BUILD_DEPENDS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;HEADERS;DEPENDS;BUILD_DEPENDS;COMPILE_OPTIONS")
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "mics_add_layer(${name}): unknown arguments ${arg_UNPARSED_ARGUMENTS}")
   endif()
@@ -61,6 +64,10 @@ function(mics_add_layer name)
   target_link_libraries(${target} ${scope} ${arg_DEPENDS})
   target_compile_definitions(${target} ${scope} ${mics_mpi_definitions})
   mics_instrument(${target} ${scope})
+  if(arg_COMPILE_OPTIONS)
+    target_compile_options(${target} PRIVATE ${arg_COMPILE_OPTIONS})
+    set_target_properties(${target} PROPERTIES MICS_OWN_PRECOMPILED TRUE)
+  endif()
   mics_precompile(${target} ${arg_DEPENDS})
 
   install(
@@ -78,7 +85,8 @@ set(mics_mpi_definitions OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX)
 
 # Gives <target> the precompiled Kokkos_Core.hpp and mpi.h if Kokkos is among what it depends on,
 # directly or through a layer. Reading those two is most of the time that a small source takes
-# (2.7 s; 1.0 s precompiled). All layers share one header, which takes 7 s and 160 MB to make.
+# (2.7 s; 1.0 s precompiled). Layers share one header, which takes 7 s and 160 MB to make, but for
+# those with compiler options of their own: a header serves one set of options.
 function(mics_precompile target)
   set(wanted FALSE)
   foreach(dependency IN LISTS ARGN)
@@ -100,6 +108,20 @@ function(mics_precompile target)
   if(type STREQUAL "INTERFACE_LIBRARY")
     return()
   endif()
+  get_target_property(own ${target} MICS_OWN_PRECOMPILED)
+  if(own)
+    target_precompile_headers(${target} PRIVATE <Kokkos_Core.hpp>) # it may know no MPI
+  else()
+    mics_share_precompiled(${target})
+  endif()
+  # Another definition would make the header useless.
+  target_compile_definitions(${target} PRIVATE ${mics_mpi_definitions})
+  # Without it ccache cannot see what a precompiled header holds.
+  target_compile_options(${target} PRIVATE "$<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>")
+endfunction()
+
+# Gives <target> the precompiled header that layers share.
+function(mics_share_precompiled target)
   if(NOT TARGET mics_precompiled)
     set(source "${PROJECT_BINARY_DIR}/generated/precompiled.cpp")
     file(CONFIGURE OUTPUT "${source}" CONTENT "")
@@ -111,10 +133,6 @@ function(mics_precompile target)
     target_precompile_headers(mics_precompiled PRIVATE <Kokkos_Core.hpp> <mpi.h>)
   endif()
   target_precompile_headers(${target} REUSE_FROM mics_precompiled)
-  # Another definition would make the header useless.
-  target_compile_definitions(${target} PRIVATE ${mics_mpi_definitions})
-  # Without it ccache cannot see what a precompiled header holds.
-  target_compile_options(${target} PRIVATE "$<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>")
 endfunction()
 
 # Sanitizer flags, where they are asked for, and what libFuzzer is guided by. A layer's users get

@@ -35,21 +35,58 @@ if(MICS_SANITIZE)
        LSAN_OPTIONS=suppressions=${suppressions}:print_suppressions=0)
 endif()
 
+# mics_compile_as_test(<target>)
+#
+# Compiles what only tests need: with the headers that are precompiled for mics_test_main, the sources
+# of a program as one, and less optimized than the library, whose own objects stay as users have
+# them. Tests are half of all sources: alone and with -O3 they take twice as long.
+# -DCMAKE_UNITY_BUILD=OFF compiles each source alone.
+function(mics_compile_as_test target)
+  if(Kokkos_ENABLE_CUDA) # nvcc_wrapper knows no precompiled headers
+    return()
+  endif()
+  target_compile_options(
+    ${target}
+    PRIVATE
+      "$<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU,Clang,AppleClang>,$<CONFIG:Release,RelWithDebInfo>>:-O1>"
+      "$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fpch-preprocess>")
+  # Programs and libraries are compiled with different kinds of it, a precompiled header serves one.
+  set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+  get_target_property(sources ${target} SOURCES)
+  list(LENGTH sources count)
+  if(count GREATER 1 AND NOT DEFINED CMAKE_UNITY_BUILD)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON)
+  endif()
+  if(target STREQUAL "mics_test_main")
+    target_precompile_headers(${target} PRIVATE <Kokkos_Core.hpp> <gtest/gtest.h> <mpi.h>)
+  else()
+    target_precompile_headers(${target} REUSE_FROM mics_test_main)
+  endif()
+endfunction()
+
 # mics_add_test(<concept>.<name>
 #               SOURCES <file>...
 #               LIBS <target>...
 #               LABELS quick|full|soak|sanitize|gpu...
 #               [RANKS <n>...]
-#               [TIMEOUT <seconds>])
+#               [TIMEOUT <seconds>]
+#               [SANITIZED_SAMPLE <n>]
+#               [WAITS])
 #
 # Builds one GoogleTest program, with tests/support/mpi_main.cpp as its main, and registers it
 # once per rank count as mics.<concept>.<name>.np<n>. RANKS 0 (the default) is one process without
 # mpiexec, mics.<concept>.<name>.serial. TIMEOUT (default 120) is for the whole program.
+# WAITS is mics_add_test_command's.
+#
+# SANITIZED_SAMPLE is for programs of hundreds of cases (in_sample() of support/job.hpp), which take
+# minutes where they are instrumented: one of <n> then runs with label sanitize, and all of them run
+# with label soak, as mics.<concept>.<name>.np<n>.all. A prime that divides none of the numbers of
+# layouts, dtypes and divisions meets all of them.
 #
 # A test labelled quick gets the label full as well. A program in which tests were skipped and none
 # failed counts as skipped, so that a skip is seen.
 function(mics_add_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "SOURCES;LIBS;RANKS;LABELS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "WAITS" "TIMEOUT;SANITIZED_SAMPLE" "SOURCES;LIBS;RANKS;LABELS")
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "mics_add_test(${name}): unknown arguments ${arg_UNPARSED_ARGUMENTS}")
   endif()
@@ -62,19 +99,18 @@ function(mics_add_test name)
   if(NOT DEFINED arg_RANKS)
     set(arg_RANKS 0)
   endif()
-  set(timeout)
+  set(options)
   if(arg_TIMEOUT)
-    set(timeout TIMEOUT ${arg_TIMEOUT})
+    list(APPEND options TIMEOUT ${arg_TIMEOUT})
+  endif()
+  if(arg_WAITS)
+    list(APPEND options WAITS)
   endif()
   string(REPLACE "." "_" target "mics_test_${name}")
 
   add_executable(${target} ${arg_SOURCES})
   target_link_libraries(${target} PRIVATE mics_test_main mics_warnings ${arg_LIBS})
-  if(NOT Kokkos_ENABLE_CUDA) # nvcc_wrapper knows no precompiled headers
-    target_precompile_headers(${target} REUSE_FROM mics_test_main)
-    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF) # as mics_test_main
-    target_compile_options(${target} PRIVATE "$<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>")
-  endif()
+  mics_compile_as_test(${target})
   foreach(source IN LISTS arg_SOURCES)
     cmake_path(ABSOLUTE_PATH source NORMALIZE)
     set_property(GLOBAL APPEND PROPERTY mics_test_sources "${source}")
@@ -94,7 +130,14 @@ function(mics_add_test name)
     endif()
     mics_add_test_command(
       ${test} COMMAND ${launch} $<TARGET_FILE:${target}>
-      TARGETS ${target} RANKS ${ranks} LABELS ${arg_LABELS} ${timeout})
+      TARGETS ${target} RANKS ${ranks} LABELS ${arg_LABELS} ${options})
+    if(MICS_SANITIZE AND arg_SANITIZED_SAMPLE)
+      set_property(
+        TEST ${test} APPEND PROPERTY ENVIRONMENT MICS_TEST_SAMPLE=${arg_SANITIZED_SAMPLE})
+      mics_add_test_command(
+        ${test}.all COMMAND ${launch} $<TARGET_FILE:${target}>
+        TARGETS ${target} RANKS ${ranks} LABELS soak ${options})
+    endif()
     # The line that mpi_main.cpp prints if tests were skipped and none failed. GoogleTest's own
     # line would not do: CTest would call a program skipped that also failed.
     set_tests_properties(
@@ -107,15 +150,19 @@ endfunction()
 #                       LABELS quick|full|soak|sanitize|gpu...
 #                       [TARGETS <target>...]
 #                       [RANKS <n>]
-#                       [TIMEOUT <seconds>])
+#                       [TIMEOUT <seconds>]
+#                       [WAITS])
 #
 # Registers any command as a test, with the same labels and environment. TARGETS are what it needs
 # built: the target mics_tests_<label> builds what the tests of a label need. RANKS only tells
-# CTest how many processes the command starts.
+# CTest how many processes the command starts. WAITS: most of its time the command waits, for time
+# limits or for launchers to start and end, and it is right on a busy machine. CTest then starts it
+# early and runs another test beside it, however many processes it starts.
 function(mics_add_test_command name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT;RANKS" "COMMAND;LABELS;TARGETS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "WAITS" "TIMEOUT;RANKS" "COMMAND;LABELS;TARGETS")
   if(NOT arg_COMMAND OR arg_UNPARSED_ARGUMENTS)
-    message(FATAL_ERROR "mics_add_test_command(${name}): expected COMMAND, LABELS, TARGETS, RANKS, TIMEOUT")
+    message(FATAL_ERROR "mics_add_test_command(${name}): expected COMMAND, LABELS, TARGETS, RANKS, TIMEOUT, "
+                        "WAITS")
   endif()
   foreach(label IN LISTS arg_LABELS)
     if(NOT label IN_LIST MICS_TEST_LABELS)
@@ -153,6 +200,9 @@ function(mics_add_test_command name)
                TIMEOUT "${arg_TIMEOUT}"
                LABELS "${arg_LABELS}"
                ENVIRONMENT "${mics_test_environment};MICS_TEST_TIMEOUT=${watchdog_limit}")
+  if(arg_WAITS)
+    set_tests_properties(${name} PROPERTIES PROCESSORS 1 COST "${arg_TIMEOUT}")
+  endif()
 endfunction()
 
 # mics_add_gpu_runs(<concept>.<name>

@@ -346,8 +346,10 @@ run_tests() {
         ;;
       --sanitize)
         folder=sanitize
-        # -O1: sanitizer reports stay readable, and the tests fast enough.
-        build_options=(-DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1" -DMICS_SANITIZE=ON)
+        # -O1: sanitizer reports stay readable, and the tests fast enough. Several sources are
+        # compiled as one, which takes half the time; the other builds compile each alone.
+        build_options=(-DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1" -DMICS_SANITIZE=ON
+          -DCMAKE_UNITY_BUILD=ON)
         shift
         ;;
       *) die "test: unknown argument $1 (see $0 --help)" ;;

@@ -12,7 +12,7 @@ namespace data {
 namespace {
 
 constexpr std::int64_t largest_dense_vocabulary = 1024;
-constexpr std::int64_t chunk = std::int64_t{1} << 16;
+constexpr std::int64_t tokens_at_once = std::int64_t{1} << 16;
 
 constexpr std::array<double, 17> alphas = [] {
   std::array<double, 17> grid{};
@@ -30,11 +30,11 @@ template <class Single, class Pair>
 void for_each_token(const TokenSequence& tokens, Interval interval, const Single& single,
                     const Pair& pair) {
   std::vector<Token> buffer(
-      static_cast<std::size_t>(std::min<std::int64_t>(chunk, interval.length)));
+      static_cast<std::size_t>(std::min<std::int64_t>(tokens_at_once, interval.length)));
   std::optional<Token> previous;
-  for (std::int64_t begin = interval.offset; begin < interval.end(); begin += chunk) {
-    const auto part =
-        std::span(buffer).first(static_cast<std::size_t>(std::min(chunk, interval.end() - begin)));
+  for (std::int64_t begin = interval.offset; begin < interval.end(); begin += tokens_at_once) {
+    const auto part = std::span(buffer).first(
+        static_cast<std::size_t>(std::min(tokens_at_once, interval.end() - begin)));
     tokens.read(begin, part);
     for (const Token token : part) {
       if (previous) pair(*previous, token);

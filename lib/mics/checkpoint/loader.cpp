@@ -23,7 +23,7 @@ using layout::Interval;
 
 // The stages of a load as messages name them.
 constexpr const char* listing = "the steps of a directory";
-constexpr const char* opening = "the contents of a checkpoint";
+constexpr const char* contents_of_checkpoint = "the contents of a checkpoint";
 constexpr const char* comparing = "the digests of a checkpoint";
 
 // The CRC of a range that whole stretches make up; none if they do not. `sums` ascend.
@@ -154,13 +154,13 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
     std::optional<Checkpoint> checkpoint;
     try {
       std::vector<std::byte> bytes;
-      comm::agree_patiently(group, opening, [&] {
+      comm::agree_patiently(group, contents_of_checkpoint, [&] {
         if (group.rank() != 0) return;
         if (step) static_cast<void>(find_step(directory, *step));
         bytes = Checkpoint::fetch(calls, folder);
       });
-      comm::broadcast(group, bytes, 0, opening);
-      comm::agree(group, opening,
+      comm::broadcast(group, bytes, 0, contents_of_checkpoint);
+      comm::agree(group, contents_of_checkpoint,
                   [&] { checkpoint.emplace(Checkpoint::receive(calls, folder, bytes)); });
     } catch (const CommError&) {
       throw;
@@ -170,7 +170,7 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
       continue;
     }
     // A model that is another is no damage, which an older step could mend.
-    comm::agree(group, opening, [&] { checkpoint->require_same_tensors(target); });
+    comm::agree(group, contents_of_checkpoint, [&] { checkpoint->require_same_tensors(target); });
     std::vector<ReadSum> sums;
     try {
       sums = detail::read_shared(group, *checkpoint, target, place, targets, broadcast);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/device.hpp>
 #include <mics/base/vendor.hpp>
+#include <mics/comm/detail/waiting.hpp>
 #include <mics/comm/device_watch.hpp>
 #include <mics/comm/helper_thread.hpp>
 
@@ -12,23 +13,16 @@
 namespace mics::comm {
 namespace {
 
-// Looking for failures and at the clock costs more than looking at a marker.
-constexpr int polls_between_checks = 64;
 // A wait that has lasted so long lets other threads run between two looks. Being woken again takes
 // as long as several small collectives.
 constexpr std::chrono::milliseconds eager{5};
 constexpr std::chrono::microseconds pause{20};
-// Longer than a busy machine keeps a process from running: it was suspended, and cannot tell how
-// late others were.
-constexpr std::chrono::milliseconds absence{500};
 constexpr std::chrono::milliseconds longest_interval{100};
 // That the thread leaves the host to end a late collective first, and that others have to answer:
 // of short limits this part, of long ones a second.
 constexpr int grace_part = 16;
 constexpr std::chrono::milliseconds least_grace{100};
 constexpr std::chrono::milliseconds longest_grace{1000};
-// Ranks that a message about missing ones names.
-constexpr std::size_t max_asked = 16;
 // More operations than are usually under way at once: finished ones are looked for here.
 constexpr std::size_t many_in_flight = 64;
 constexpr int removed_at_once = 4;
@@ -129,7 +123,7 @@ std::size_t DeviceWatch::in_flight() const {
 
 DeviceWatch::Clock::duration DeviceWatch::now() {
   const auto time = Clock::now();
-  clock_ += std::min<Clock::duration>(time - last_look_, absence);
+  clock_ += std::min<Clock::duration>(time - last_look_, detail::absence);
   last_look_ = time;
   return clock_;
 }
@@ -215,7 +209,7 @@ void DeviceWatch::abort_all() noexcept {
 std::vector<int> DeviceWatch::ask(const Late& late) {
   std::vector<int> asked;
   for (const int rank : late.ranks) {
-    if (rank == failures_.rank() || asked.size() == max_asked) continue;
+    if (rank == failures_.rank() || asked.size() == detail::max_asked) continue;
     failures_.ask(rank);
     asked.push_back(rank);
   }
@@ -299,11 +293,11 @@ void DeviceWatch::wait(const Marker& marker) {
   for (int polls = 1; !probe_(marker, {}, true); ++polls) {
     if (Clock::now() - started > eager) {
       std::this_thread::sleep_for(pause);
-    } else if (polls % polls_between_checks != 0) {
+    } else if (polls % detail::polls_between_checks != 0) {
       continue;
     }
     check();
-    if (polls % polls_between_checks != 0) continue;
+    if (polls % detail::polls_between_checks != 0) continue;
     if (const std::string error = async_error(); !error.empty()) {
       fail(format_error(
           {.object = "a communicator of the device on rank " + std::to_string(failures_.rank()),

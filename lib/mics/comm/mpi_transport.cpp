@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/hash.hpp>
 #include <mics/comm/detail/sum.hpp>
+#include <mics/comm/detail/waiting.hpp>
 #include <mics/comm/device_sums.hpp>
 #include <mics/comm/mpi_transport.hpp>
 
@@ -25,18 +26,12 @@ constexpr std::int64_t max_message_bytes = std::int64_t{1} << 30;
 constexpr std::int64_t max_chunk_bytes = std::int64_t{256} << 10;
 constexpr std::int64_t min_chunk_bytes = std::int64_t{8} << 10;
 constexpr std::int64_t max_staging_bytes = std::int64_t{32} << 20;
-// Looking for failures and at the clock costs about as much as looking for a message.
-constexpr int polls_between_checks = 64;
 // A rank that has waited so long looks for messages that it does not expect.
 constexpr std::chrono::milliseconds patience{50};
 // A rank that has waited so long leaves its core to others between looks: what it waits for is a
 // computation or a fault, not a message that is under way.
 constexpr std::chrono::milliseconds long_wait{200};
 constexpr std::chrono::microseconds nap{200};
-// Longer than a busy machine keeps a process from running.
-constexpr std::chrono::milliseconds absence{500};
-// Ranks that a message about missing ones names.
-constexpr std::size_t max_asked = 16;
 
 std::byte* at(void* base, std::int64_t bytes) { return static_cast<std::byte*>(base) + bytes; }
 const std::byte* at(const void* base, std::int64_t bytes) {
@@ -92,12 +87,13 @@ class MpiTransport::Requests {
                                      statuses_.data());
       if (status != MPI_SUCCESS) failed(status);
       if (done != 0) break;
-      if (polls % polls_between_checks != 0) continue;
+      if (polls % detail::polls_between_checks != 0) continue;
       failures.poll();
       const auto now = Clock::now();
       // While this process did not run itself, say because the scheduler suspended the whole job,
       // it cannot tell that others were late.
-      if (started != Clock::time_point{} && now - last_check > absence) started += now - last_check;
+      if (started != Clock::time_point{} && now - last_check > detail::absence)
+        started += now - last_check;
       last_check = now;
       if (started == Clock::time_point{}) {
         started = now;
@@ -207,7 +203,7 @@ class MpiTransport::Requests {
   void ask_what_they_wait_for() {
     FailureChannel& failures = *transport_.context_.failures;
     const auto ask = [&](int rank) {
-      if (asked_.size() >= max_asked || rank == failures.rank()) return;
+      if (asked_.size() >= detail::max_asked || rank == failures.rank()) return;
       if (std::find(asked_.begin(), asked_.end(), rank) != asked_.end()) return;
       asked_.push_back(rank);
       failures.ask(rank);

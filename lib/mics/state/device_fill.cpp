@@ -15,8 +15,8 @@ using TeamPolicy = Kokkos::TeamPolicy<device::Space>;
 using Member = TeamPolicy::member_type;
 
 // Lanes of a block's hash, whatever the threads of the team.
-constexpr int lanes = 256;
-constexpr int team_threads = device::separate ? lanes : 1;
+constexpr int team_lanes = 256;
+constexpr int team_threads = device::separate ? team_lanes : 1;
 
 TeamPolicy teams(const Execution& exec, std::int64_t count) {
   return {exec.as<device::Space>(), static_cast<int>(count), team_threads};
@@ -56,10 +56,10 @@ void clear_words(const Execution& exec, void* data, std::span<const layout::Inte
                        ClearRangesKernel<Word>{static_cast<Word*>(data), ranges.data()});
 }
 
-constexpr std::uint64_t multiplier = 0x9E3779B97F4A7C15ULL;
+constexpr std::uint64_t device_multiplier = 0x9E3779B97F4A7C15ULL;
 
 KOKKOS_INLINE_FUNCTION std::uint64_t mix(std::uint64_t hash, std::uint64_t word) {
-  const std::uint64_t mixed = (hash ^ word) * multiplier;
+  const std::uint64_t mixed = (hash ^ word) * device_multiplier;
   return mixed ^ (mixed >> 32);
 }
 
@@ -74,23 +74,25 @@ struct ChecksumKernel {
 
   KOKKOS_FUNCTION void operator()(const Member& team) const {
     auto* const hashes = static_cast<std::uint64_t*>(
-        team.team_scratch(0).get_shmem(static_cast<std::size_t>(lanes * word_bytes)));
+        team.team_scratch(0).get_shmem(static_cast<std::size_t>(team_lanes * word_bytes)));
     const std::int64_t begin = team.league_rank() * block_words;
     const std::int64_t all = bytes / word_bytes;
     const std::int64_t end = begin + block_words < all ? begin + block_words : all;
-    for (int lane = team.team_rank(); lane < lanes; lane += team.team_size()) {
+    for (int lane = team.team_rank(); lane < team_lanes; lane += team.team_size()) {
       std::uint64_t hash = static_cast<std::uint64_t>(lane);
-      for (std::int64_t i = begin + lane; i < end; i += lanes) hash = mix(hash, words[i]);
+      for (std::int64_t i = begin + lane; i < end; i += team_lanes) hash = mix(hash, words[i]);
       hashes[lane] = hash;
     }
     team.team_barrier();
     if (team.team_rank() != 0) return;
-    std::uint64_t hash = multiplier;
-    for (int lane = 0; lane < lanes; ++lane) hash = mix(hash, hashes[lane]) + multiplier;
+    std::uint64_t hash = device_multiplier;
+    for (int lane = 0; lane < team_lanes; ++lane)
+      hash = mix(hash, hashes[lane]) + device_multiplier;
     // Bytes behind the last whole word.
     if (begin + block_words > all) {
       const auto* const rest = reinterpret_cast<const unsigned char*>(words + all);
-      for (std::int64_t i = 0; i < bytes % word_bytes; ++i) hash = mix(hash, rest[i]) + multiplier;
+      for (std::int64_t i = 0; i < bytes % word_bytes; ++i)
+        hash = mix(hash, rest[i]) + device_multiplier;
     }
     checksums[team.league_rank()] = hash;
   }
@@ -134,8 +136,8 @@ void enqueue_block_checksums(const Execution& exec, const void* data, std::int64
   Kokkos::parallel_for(
       "mics::state::block_checksums",
       teams(exec, checksum_blocks(bytes))
-          .set_scratch_size(0,
-                            Kokkos::PerTeam(lanes * static_cast<int>(ChecksumKernel::word_bytes))),
+          .set_scratch_size(
+              0, Kokkos::PerTeam(team_lanes * static_cast<int>(ChecksumKernel::word_bytes))),
       ChecksumKernel{static_cast<const std::uint64_t*>(data), bytes, checksums});
 }
 

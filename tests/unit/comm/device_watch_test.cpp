@@ -15,17 +15,9 @@
 namespace mics::comm::test {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr Operation stuck{.purpose = Purpose::hop1, .object = "layer3", .bytes = 4096};
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-/// Keeps ranks together between the phases of a test, apart from what is tested.
-void meet() { MPI_Barrier(MPI_COMM_WORLD); }
 
 /// A pretended device with one communicator, whose operations start and end when the test says so.
 struct Device {

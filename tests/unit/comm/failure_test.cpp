@@ -15,15 +15,6 @@
 namespace mics::comm::test {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-/// Keeps ranks together between the phases of a test, apart from what is tested.
-void meet() { MPI_Barrier(MPI_COMM_WORLD); }
-
 /// Every way to wait in a transport.
 struct Wait {
   const char* name;

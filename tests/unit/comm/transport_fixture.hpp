@@ -18,6 +18,15 @@ namespace mics::comm::test {
 using mics::test::job_rank;
 using mics::test::job_size;
 
+using Clock = std::chrono::steady_clock;
+
+[[nodiscard]] inline double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Keeps ranks together between the phases of a test, apart from what is tested.
+inline void meet() { MPI_Barrier(MPI_COMM_WORLD); }
+
 /// Pretended nodes of the ranks: what decides between a direct exchange and a ring.
 struct Nodes {
   const char* name;
