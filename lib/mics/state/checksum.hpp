@@ -15,9 +15,8 @@ inline constexpr std::int64_t checksum_block_bytes = std::int64_t{1} << 20;
 /// -0 from 0 and one NaN from another. The same on every machine of one byte order; not for stored
 /// data. Local; blocks. Floor: one read of the bytes.
 ///
-/// \param then  if not empty, called for each block [begin, end) of the bytes when it was read and
-/// the
-///              caches hold it, by the thread that read it; must not throw
+/// \param then  if not empty, called for each block [begin, end) of the bytes when it was read, by
+/// the thread that read it and while the caches hold it; must not throw
 [[nodiscard]] std::vector<std::uint64_t> block_checksums(
     const void* data, std::int64_t bytes,
     const std::function<void(std::int64_t begin, std::int64_t end)>& then = {});

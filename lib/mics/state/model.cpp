@@ -3,7 +3,6 @@
 #include <mics/base/random.hpp>
 #include <mics/state/model.hpp>
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -146,13 +145,13 @@ const ParameterSpec& Model::spec(ParameterId parameter) const {
 }
 
 UnitId Model::unit(std::string_view name) {
-  const bool taken =
-      std::any_of(units_.begin(), units_.end(), [&](const Unit& u) { return u.name == name; });
+  const bool taken = unit_names_.contains(std::string(name));
   if (name.empty() || taken) {
     raise<ArgumentError>({.object = "unit",
                           .expected = "a name that is new",
                           .found = in_quotes(name) + (taken ? ", declared before" : "")});
   }
+  unit_names_.emplace(name);
   units_.push_back({std::string(name), {}});
   return {units() - 1};
 }
@@ -161,24 +160,19 @@ ParameterId Model::parameter(UnitId unit, std::string_view name, std::vector<std
                              ParameterOptions options) {
   const std::string full = unit_of(unit).name + '/' + std::string(name);
   const std::string object = "parameter " + in_quotes(full);
-  Unit& owner = units_[static_cast<std::size_t>(unit.value)];
-  const bool taken = std::any_of(owner.parameters.begin(), owner.parameters.end(),
-                                 [&](ParameterId p) { return spec(p).name == full; });
+  const auto twin = parameter_names_.find(full);
+  const bool taken = twin != parameter_names_.end();
+  // "b/c" of unit "a" is "c" of unit "a/b".
+  if (taken && twin->second != unit) {
+    raise<ArgumentError>(
+        {.object = object,
+         .expected = "a name that is new in the model",
+         .found = "one of unit " + in_quotes(unit_of(twin->second).name) + ", declared before"});
+  }
   if (name.empty() || taken) {
     raise<ArgumentError>({.object = object,
                           .expected = "a name that is new in its unit",
                           .found = in_quotes(name) + (taken ? ", declared before" : "")});
-  }
-  // "b/c" of unit "a" is "c" of unit "a/b": only where there are more slashes than one.
-  if (full.find('/') != full.rfind('/')) {
-    const auto twin = std::find_if(parameters_.begin(), parameters_.end(),
-                                   [&](const ParameterSpec& p) { return p.name == full; });
-    if (twin != parameters_.end()) {
-      raise<ArgumentError>(
-          {.object = object,
-           .expected = "a name that is new in the model",
-           .found = "one of unit " + in_quotes(unit_of(twin->unit).name) + ", declared before"});
-    }
   }
   for (const double factor : {options.weight_decay_factor, options.learning_rate_factor}) {
     if (std::isfinite(factor) && factor >= 0) continue;
@@ -193,8 +187,9 @@ ParameterId Model::parameter(UnitId unit, std::string_view name, std::vector<std
   }
   const std::int64_t count = product(shape, object);
   const ParameterId id{parameters()};
+  parameter_names_.emplace(full, unit);
   parameters_.push_back({full, unit, std::move(shape), count, std::move(options)});
-  owner.parameters.push_back(id);
+  units_[static_cast<std::size_t>(unit.value)].parameters.push_back(id);
   return id;
 }
 

@@ -9,6 +9,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace mics {
@@ -130,6 +132,8 @@ class Model {
 
   std::vector<Unit> units_;
   std::vector<ParameterSpec> parameters_;
+  std::unordered_set<std::string> unit_names_;
+  std::unordered_map<std::string, UnitId> parameter_names_;  // whole names
 };
 
 /// Row-major index of the element at `position` in the memory of a parameter.
