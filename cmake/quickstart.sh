@@ -326,9 +326,14 @@ set_launch_environment() {
   fi
 }
 
+# Several sources are compiled as one, which takes half the time. One of the tests builds the library
+# with each source alone.
+unity=(-DCMAKE_UNITY_BUILD=ON)
+release_options=(-DCMAKE_BUILD_TYPE=Release "${unity[@]}")
+
 train() {
   set_up
-  build release apps/all -DCMAKE_BUILD_TYPE=Release
+  build release apps/all "${release_options[@]}"
   set_launch_environment
   say "training inputs/gpt_small.json on 4 ranks"
   cd "$root"
@@ -336,7 +341,7 @@ train() {
 }
 
 run_tests() {
-  local label="" folder=release target=all build_options=(-DCMAKE_BUILD_TYPE=Release)
+  local label="" folder=release target=all build_options=("${release_options[@]}")
   while (($# > 0)); do
     case $1 in
       --label)
@@ -346,10 +351,9 @@ run_tests() {
         ;;
       --sanitize)
         folder=sanitize
-        # -O1: sanitizer reports stay readable, and the tests fast enough. Several sources are
-        # compiled as one, which takes half the time; the other builds compile each alone.
+        # -O1: sanitizer reports stay readable, and the tests fast enough.
         build_options=(-DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1" -DMICS_SANITIZE=ON
-          -DCMAKE_UNITY_BUILD=ON)
+          "${unity[@]}")
         shift
         ;;
       *) die "test: unknown argument $1 (see $0 --help)" ;;
