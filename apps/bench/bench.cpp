@@ -19,8 +19,6 @@ namespace {
 using bench::Options;
 using Run = int (*)(const Session&, const Options&);
 
-constexpr std::int64_t most_ranks = 1 << 20;
-
 constexpr std::array presets{Preset::ddp, Preset::zero2, Preset::zero3, Preset::mics};
 
 struct Texts {

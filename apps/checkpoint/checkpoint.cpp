@@ -26,8 +26,6 @@ using namespace mics::checkpoint;
 
 void warn(LogLevel, std::string_view line) { std::cerr << "mics: warning: " << line << std::endl; }
 
-constexpr std::int64_t most_ranks = 1 << 20;
-
 struct Options {
   std::string directory;
   std::string other;

@@ -12,6 +12,9 @@
 
 namespace mics::apps {
 
+/// More than any machine has: numbers of ranks on a command line are refused beyond.
+inline constexpr std::int64_t most_ranks = 1 << 20;
+
 /// Checks that an option's word is an integer from `least` to `most`.
 inline CLI::Validator whole_number(std::int64_t least,
                                    std::int64_t most = std::numeric_limits<std::int64_t>::max()) {
