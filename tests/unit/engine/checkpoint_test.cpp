@@ -250,6 +250,13 @@ TEST(EngineCheckpoint, RanksThatAskForDifferentThingsAreRefused) {
         {"blobs to save", "the same on every rank"});
   }
   engine.save(run, {.blobs = {{"random state", {std::byte{3}}}}});
+  for (const bool asynchronous : {false, true}) {
+    expect_error<ArgumentError>(
+        [&] { engine.save(first ? run : folder.in("other"), {.asynchronous = asynchronous}); },
+        {"directory to save to", run, folder.in("other"), "the same on every rank"});
+  }
+  expect_error<ArgumentError>([&] { engine.claim_directory(first ? folder.in("other") : run); },
+                              {"directory to save to", run, folder.in("other")});
   const std::string differs = "the same on every rank";
   expect_error<ArgumentError>([&] { (void)engine.load(run, {.step = first ? 0 : 1}); },
                               {"checkpoint to load", differs});
