@@ -91,6 +91,31 @@ std::filesystem::path find_step(const std::filesystem::path& directory, std::int
                   .remedy = there.empty() ? "there is none" : "there are " + there});
 }
 
+StepWatch::StepWatch(SystemCalls& calls, std::filesystem::path folder)
+    : calls_(&calls), folder_(std::move(folder)), before_(read_commit()) {}
+
+StepWatch::Fate StepWatch::fate() const {
+  std::error_code error;
+  const auto status = std::filesystem::symlink_status(folder_, error);
+  if (status.type() == std::filesystem::file_type::not_found) {
+    // A file system that lists what it does not find would have readers look for ever.
+    const auto number = parse_step_name(folder_.filename().string());
+    const std::vector<std::int64_t> steps = list_steps(folder_.parent_path());
+    const bool is_listed = number && std::ranges::find(steps, *number) != steps.end();
+    return is_listed ? Fate::same : Fate::removed;
+  }
+  const auto now = read_commit();
+  return now && now != before_ ? Fate::replaced : Fate::same;
+}
+
+std::optional<std::vector<std::byte>> StepWatch::read_commit() const {
+  try {
+    return read_file(*calls_, folder_ / commit_name, std::int64_t{1} << 30);
+  } catch (const Error&) {
+    return {};
+  }
+}
+
 std::vector<std::int64_t> steps_to_remove(std::vector<std::int64_t> steps, std::int64_t newest,
                                           const Retention& retention) {
   std::vector<std::int64_t> removed;

@@ -30,6 +30,32 @@ namespace mics::checkpoint {
 [[nodiscard]] std::filesystem::path find_step(const std::filesystem::path& directory,
                                               std::int64_t step);
 
+/// Tells what became of a step while it was read. A job that saves to the directory may remove it,
+/// by its retention, or put another save of the same number in its place: what was not found then
+/// is no damage.
+class StepWatch {
+ public:
+  enum class Fate : std::uint8_t {
+    same,
+    removed,   ///< no folder of that name is there
+    replaced,  ///< its COMMIT is another
+  };
+
+  /// Begins where the object is made: reads COMMIT. Local; never throws for a step that is not
+  /// there or cannot be read. \param calls  outlives the object
+  StepWatch(SystemCalls& calls, std::filesystem::path folder);
+
+  /// Looks again. Local. \throws IoError if the directory cannot be read
+  [[nodiscard]] Fate fate() const;
+
+ private:
+  [[nodiscard]] std::optional<std::vector<std::byte>> read_commit() const;
+
+  SystemCalls* calls_;
+  std::filesystem::path folder_;
+  std::optional<std::vector<std::byte>> before_;  // none: COMMIT could not be read
+};
+
 /// Which steps outlive a newer one.
 struct Retention {
   std::int64_t keep = 0;        ///< the newest so many; 0: all

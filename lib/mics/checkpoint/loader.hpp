@@ -21,6 +21,8 @@ using Broadcast = std::function<void(void* data, std::int64_t bytes, int root)>;
 
 /// Fills the memory of all ranks of a job from a directory: from the newest step that verifies, in
 /// whatever layout it was saved. A damaged step costs a warning, and the next older one is taken.
+/// One that a job which saves there removes or replaces meanwhile is no damage: the newest is
+/// looked for again.
 ///
 /// Collective over `group`, all ranks of the job; blocks. Replicas read each byte once: each reads
 /// its part of the shard, and they share what is there while their disks go on. Every block is

@@ -642,10 +642,19 @@ ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> ta
 
 std::optional<Checkpoint> open_newest(SystemCalls& calls, const std::filesystem::path& directory,
                                       const LogSink& log) {
-  for (const std::int64_t step : list_steps(directory)) {
+  std::vector<std::int64_t> steps = list_steps(directory);
+  for (std::size_t i = 0; i < steps.size();) {
+    const std::int64_t step = steps[i++];
+    const StepWatch watch(calls, directory / step_name(step));
     try {
       return Checkpoint::open(calls, directory / step_name(step));
     } catch (const Error& error) {
+      if (watch.fate() != StepWatch::Fate::same) {
+        // A newer one may have come since.
+        steps = list_steps(directory);
+        i = 0;
+        continue;
+      }
       if (log) {
         log(LogLevel::warning, std::string(error.what()) + "; step " + std::to_string(step) +
                                    " is passed over for an older one");

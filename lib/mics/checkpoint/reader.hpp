@@ -125,8 +125,8 @@ class Checkpoint {
 };
 
 /// Opens the newest step of a directory that verifies so far (COMMIT, manifest, sizes); each that
-/// does not costs a warning. None if there is none. Local. \throws IoError if the directory cannot
-/// be read
+/// does not costs a warning, but for one that is removed or replaced meanwhile: then it looks
+/// again. None if there is none. Local. \throws IoError if the directory cannot be read
 [[nodiscard]] std::optional<Checkpoint> open_newest(SystemCalls& calls,
                                                     const std::filesystem::path& directory,
                                                     const LogSink& log);

@@ -157,6 +157,26 @@ TEST_F(DirectoryTest, TheNewestStepThatVerifiesIsOpened) {
   EXPECT_NE(warnings_[1].find("step-000000003/manifest.h5"), std::string::npos) << warnings_[1];
 }
 
+TEST_F(DirectoryTest, AWatchTellsWhatBecameOfAStep) {
+  using Fate = StepWatch::Fate;
+  DirectoryWriter directory(calls_, scratch_.path(), log_);
+  const auto folder = save_step(directory, 3);
+  const StepWatch watch(calls_, folder);
+  EXPECT_EQ(watch.fate(), Fate::same);
+  save_step(directory, 3);
+  EXPECT_EQ(watch.fate(), Fate::replaced);
+  const StepWatch again(calls_, folder);
+  std::filesystem::resize_file(folder / "manifest.h5", 100);
+  EXPECT_EQ(again.fate(), Fate::same);
+  std::filesystem::remove(folder / commit_name);
+  EXPECT_EQ(again.fate(), Fate::same);
+  directory.remove(3);
+  EXPECT_EQ(again.fate(), Fate::removed);
+  EXPECT_EQ(StepWatch(calls_, folder).fate(), Fate::removed);
+  std::filesystem::create_symlink("nowhere", folder);
+  EXPECT_EQ(again.fate(), Fate::same);
+}
+
 TEST_F(DirectoryTest, ADirectoryWithoutStepsHasNone) {
   EXPECT_FALSE(open_newest(calls_, scratch_.path() / "nowhere", log_));
   EXPECT_FALSE(open_newest(calls_, scratch_.path(), log_));
