@@ -119,9 +119,12 @@ class Checkpoint(unittest.TestCase):
         a, out = self.folder / "a", self.folder / "out"
         newest = 20
         for words, kinds in (
-            (("inspect", a), 2), (("diff", a, self.folder / "b"), 2), (("export", a, out), 3), (("reshard", a, out / "to"), 3),
+            (("inspect", a), (0,)),
+            (("diff", a, self.folder / "b"), (1,)),
+            (("export", a, out), (1, 2)),
+            (("reshard", a, out / "to"), (2,)),
         ):
-            for kind in range(kinds):
+            for kind in kinds:
                 with self.subTest(command=words[0], kind=kind):
                     shutil.rmtree(out, ignore_errors=True)
                     out.unlink(missing_ok=True)
