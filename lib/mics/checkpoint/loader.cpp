@@ -200,8 +200,11 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
       if (try_another(error)) continue;
       throw;
     }
-    // A model that is another is no damage, which an older step could mend.
-    comm::agree(group, contents_of_checkpoint, [&] { checkpoint->require_same_tensors(target); });
+    // Another model or optimizer is no damage, which an older step could mend.
+    comm::agree(group, contents_of_checkpoint, [&] {
+      checkpoint->require_same_tensors(target);
+      checkpoint->require_arrays(target, targets);
+    });
     std::vector<ReadSum> sums;
     try {
       sums = detail::read_shared(group, *checkpoint, target, place, targets, broadcast);

@@ -531,6 +531,30 @@ void Checkpoint::require_same_tensors(const StoredState& target) const {
   }
 }
 
+void Checkpoint::require_arrays(const StoredState& target, std::span<const Target> targets) const {
+  for (const Target& to : targets) {
+    const StoredBuffer& buffer = target.buffer(to.buffer);
+    const StoredArray& array = buffer.arrays[static_cast<std::size_t>(to.array)];
+    for (const StoredSegment& segment : buffer.segments) {
+      const std::string& name = target.tensor(segment.tensor).name;
+      const int tensor = find_tensor(name);
+      const auto& arrays = state().buffer(places_[static_cast<std::size_t>(tensor)].first).arrays;
+      std::string there;
+      for (const StoredArray& stored : arrays) there += (there.empty() ? "" : ", ") + stored.name;
+      if (std::ranges::any_of(arrays,
+                              [&](const auto& stored) { return stands_for(stored, array); })) {
+        continue;
+      }
+      raise<FormatError>({.object = array.name + " of parameter " + in_quotes(name) + " in " +
+                                    in_quotes(folder_.string()),
+                          .expected = "to be there",
+                          .found = "no such array beside " + there,
+                          .remedy = "go on with the optimizer and the frozen parameters of the "
+                                    "save, or load the weights only"});
+    }
+  }
+}
+
 std::int64_t Checkpoint::require_same_digests(
     const StoredState& target, std::span<const std::uint32_t> digests,
     const std::function<bool(int buffer, int array)>& wanted) const {

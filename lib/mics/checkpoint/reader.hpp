@@ -83,6 +83,10 @@ class Checkpoint {
   ///         both shapes, or the first tensor here that `target` lacks
   void require_same_tensors(const StoredState& target) const;
 
+  /// \throws FormatError naming the first array that `targets` ask for and that is not here: it was
+  ///         saved with another optimizer, or frozen. Tensors are those of require_same_tensors()
+  void require_arrays(const StoredState& target, std::span<const Target> targets) const;
+
   /// Compares the digests of elements in another layout with those of the save.
   /// \param target   describes the elements
   /// \param digests  of each tensor in each array, in the order of buffers, arrays, segments
