@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,32 @@ def safetensors(path):
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & 255] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
+
+
+def table_entry(value):
+    for _ in range(8):
+        value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+    return value
+
+
+CRC_TABLE = [table_entry(i) for i in range(256)]
+
+
+def edit_as_another_program_would(step, manifest=lambda data: data, commit=lambda text: text):
+    """Changes a step and makes its sums fit again."""
+    data = manifest((step / "manifest.h5").read_bytes())
+    (step / "manifest.h5").write_bytes(data)
+    text = commit((step / "COMMIT").read_text())
+    text = re.sub("(file manifest.h5 [0-9]+ )[0-9a-f]{8}", rf"\g<1>{crc32c(data):08x}", text)
+    body = text[: text.index("end ")]
+    (step / "COMMIT").write_text(f"{body}end {crc32c(body.encode()):08x}\n")
 
 
 class Checkpoint(unittest.TestCase):
@@ -259,6 +286,33 @@ class Checkpoint(unittest.TestCase):
             self.assertEqual((result.returncode, len(result.stderr.splitlines())), (1, 1), result)
             self.assertRegex(result.stderr, expected)
         self.assertTrue((self.folder / "pipe").is_fifo())
+
+    def test_sums_that_fit_do_not_stand_for_the_digest(self):
+        """Of a manifest that another program wrote, and wrote wrongly."""
+        step = self.folder / "a" / "step-000000012"
+
+        def exchange_datasets(data):
+            lists = re.findall(rb'"offsets":\[([0-9,]+)\]', data)
+            self.assertTrue(lists)
+            for text in lists:
+                first, second, *rest = text.split(b",")
+                data = data.replace(b"[" + text + b"]", b"[" + b",".join([second, first, *rest]) + b"]")
+            return data
+
+        original = (step / "manifest.h5").read_bytes()
+        edit_as_another_program_would(step, manifest=exchange_datasets)
+        result = mics("export", self.folder / "a", self.folder / "weights")
+        self.assertEqual((result.returncode, len(result.stderr.splitlines())), (1, 1), result)
+        self.assertRegex(result.stderr, "master_weights of parameter .* expected digest")
+        self.assertFalse((self.folder / "weights").exists())
+
+        edit_as_another_program_would(
+            step, lambda _: original, lambda text: re.sub("digest .{8}", "digest 01234567", text)
+        )
+        for command in ("inspect", "verify"):
+            result = mics(command, self.folder / "a")
+            self.assertEqual(result.returncode, 1, result)
+            self.assertRegex(result.stdout + result.stderr, "COMMIT.*found 01234567")
 
     def test_an_export_that_fails_leaves_nothing(self):
         piece = self.piece()

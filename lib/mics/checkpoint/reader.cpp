@@ -6,6 +6,7 @@
 #include <mics/checkpoint/detail/piece.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/reader.hpp>
+#include <mics/checkpoint/writer.hpp>
 
 #include <algorithm>
 #include <array>
@@ -368,6 +369,12 @@ Checkpoint::Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit 
                         .found = "others"});
   }
   require_room();
+  const std::uint32_t digest = state_digest(state(), contents_->digests);
+  if (digest != commit_.digest) {
+    raise<FormatError>({.object = in_quotes((folder_ / commit_name).string()),
+                        .expected = "digest " + hex(digest) + ", that of the manifest's digests",
+                        .found = hex(commit_.digest)});
+  }
   for (std::size_t i = 0; i < state().tensors.size(); ++i) {
     index_[state().tensors[i].name] = static_cast<int>(i);
   }
