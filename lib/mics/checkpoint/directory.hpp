@@ -81,7 +81,9 @@ class DirectoryWriter {
 
   [[nodiscard]] const std::filesystem::path& directory() const { return directory_; }
 
-  /// Makes the folder that a step is written into; no reader takes it for a step.
+  /// Makes the folder that a step is written into; no reader takes it for a step. Locks the
+  /// directory again if the lock's file was removed. \throws IoError if another job has it locked
+  /// since
   [[nodiscard]] std::filesystem::path begin(std::int64_t step, std::string_view id);
 
   /// Turns a folder into a step, once all its other files are written and durable: writes
@@ -101,6 +103,8 @@ class DirectoryWriter {
   void remove(std::int64_t step);
 
  private:
+  // Locks the directory, where that is possible. Returns who has it locked otherwise.
+  std::optional<std::string> lock();
   void warn(std::string_view line) const noexcept;
   void clear(const std::filesystem::path& folder);
   void clear_leftovers() noexcept;

@@ -61,6 +61,32 @@ TEST_F(DirectoryTest, ASecondJobIsRefused) {
   }
 }
 
+// Fails if two jobs save there once a user has removed what looked like a leftover.
+TEST_F(DirectoryTest, ALockThatWasRemovedIsTakenAgainOrIsAnothers) {
+  DirectoryWriter first(calls_, scratch_.path(), log_);
+  save_step(first, 1);
+  std::filesystem::remove(scratch_.path() / ".lock");
+  save_step(first, 2);
+  EXPECT_THROW(DirectoryWriter(calls_, scratch_.path(), log_), StateError);
+
+  std::filesystem::remove(scratch_.path() / ".lock");
+  {
+    DirectoryWriter second(calls_, scratch_.path(), log_);
+    save_step(second, 3);
+    try {
+      save_step(first, 4);
+      FAIL();
+    } catch (const IoError& error) {
+      EXPECT_NE(std::string(error.what()).find("one job that saves there"), std::string::npos)
+          << error.what();
+    }
+    save_step(second, 4);
+  }
+  save_step(first, 5);
+  EXPECT_EQ(list_steps(scratch_.path()), (Steps{5, 4, 3, 2, 1}));
+  EXPECT_TRUE(warnings_.empty());
+}
+
 TEST_F(DirectoryTest, LeftoversOfAKilledJobAreCleared) {
   {
     DirectoryWriter directory(calls_, scratch_.path(), log_);
