@@ -9,9 +9,12 @@
 #include <program/session.hpp>
 #include <train/train.hpp>
 
+#include <cstdlib>
 #include <exception>
 #include <iostream>
+#include <optional>
 #include <string>
+#include <string_view>
 
 namespace {
 
@@ -41,12 +44,32 @@ void require_known_command(const CLI::App& app, int argc, char** argv) {
   }
 }
 
-// Reads the command line; help and version are actions too. Throws what is wrong with it.
-Action read_command_line(const Session& session, int argc, char** argv) {
+// True in one process of a job that the usual launchers started, and without one. Known without
+// MPI.
+bool is_first_process() {
+  for (const char* const variable :
+       {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID", "PALS_RANKID"}) {
+    if (const char* const rank = std::getenv(variable)) return std::string_view(rank) == "0";
+  }
+  return true;
+}
+
+// What was printed may not have arrived: a full disk.
+void require_printed() {
+  if (std::cout.flush()) return;
+  mics::raise<mics::Error>({.object = "standard output",
+                            .expected = "all that was printed to be written",
+                            .found = "an error",
+                            .remedy = "free space where it goes"});
+}
+
+// Reads the command line; none where it asks for help or the version, which is printed then. Throws
+// what is wrong with it. Needs neither MPI nor a device: the session has not started.
+std::optional<Action> read_command_line(const Session& session, int argc, char** argv) {
   CLI::App app("mics: sharded training state for C++ codes", "mics");
   app.set_version_flag("--version", MICS_VERSION_STRING);
   app.require_subcommand(1);
-  Action action = [] { return 0; };
+  Action action;
   mics::apps::add_train(app, session, action);
   mics::apps::add_bench(app, session, action);
   mics::apps::add_config(app, session, action);
@@ -58,7 +81,8 @@ Action read_command_line(const Session& session, int argc, char** argv) {
     throw;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) throw;
-    if (session.is_root()) app.exit(error);  // help or version
+    if (is_first_process()) app.exit(error);  // help or version
+    return {};
   }
   return action;
 }
@@ -66,29 +90,40 @@ Action read_command_line(const Session& session, int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Session session(argc, argv);
-  Action action;
+  Session session;
+  std::optional<Action> action;
+  std::exception_ptr wrong;
   try {
-    // Ranks may be given different words; then none of them starts.
-    const auto world = mics::comm::Communicator::duplicate(session.world());
-    mics::comm::agree(world, [&] { action = read_command_line(session, argc, argv); });
+    action = read_command_line(session, argc, argv);
+  } catch (...) {
+    wrong = std::current_exception();
+  }
+  if (!action && !wrong) {
+    try {
+      require_printed();
+    } catch (const std::exception& error) {
+      std::cerr << "mics: " << one_line(error.what()) << std::endl;
+      return 1;
+    }
+    return 0;
+  }
+  session.start(argc, argv);
+  try {
+    // Ranks may be given different words; then none of them goes on.
+    mics::comm::agree(mics::comm::Communicator::duplicate(session.world()), [&] {
+      if (wrong) std::rethrow_exception(wrong);
+    });
   } catch (const std::exception& error) {
     if (session.is_root())
       std::cerr << "mics: " << one_line(error.what()) << "; try mics --help" << std::endl;
     return 2;
   }
   try {
-    const int status = action();
-    // What was printed may not have arrived: a full disk.
-    if (!std::cout.flush()) {
-      mics::raise<mics::Error>({.object = "standard output",
-                                .expected = "all that was printed to be written",
-                                .found = "an error",
-                                .remedy = "free space where it goes"});
-    }
+    const int status = action->run();
+    require_printed();
     return status;
   } catch (const std::exception& error) {
     std::cerr << "mics: rank " << session.rank() << ": " << one_line(error.what()) << std::endl;
-    session.leave(1);
+    session.leave(action->status_of_error);
   }
 }

@@ -45,7 +45,7 @@ Command add_command(CLI::App& parent, const Session& session, Action& action, co
   app->add_option("--json", options->json, "File for the results, one JSON object a line");
   app->add_flag("--check", options->check, "Exit with status 1 if a bar is missed");
   app->callback([options, run, &session, &action] {
-    action = [options, run, &session] { return run(session, *options); };
+    action.run = [options, run, &session] { return run(session, *options); };
   });
   return {app, options};
 }

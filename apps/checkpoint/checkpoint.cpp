@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -56,8 +57,32 @@ std::filesystem::path step_folder(const std::filesystem::path& path, std::int64_
   return path / step_name(steps.front());
 }
 
+// Gives the step that `path` means to `use`. A job that saves there may remove the step while it is
+// read, or replace it: then `use` has what the path means by now, unless it means a step that is
+// gone.
+template <class Use>
+auto on_step(const std::filesystem::path& path, std::int64_t step, const Use& use) {
+  SystemCalls& calls = SystemCalls::native();
+  for (;;) {
+    const std::filesystem::path folder = step_folder(path, step);
+    const StepWatch watch(calls, folder);
+    try {
+      return use(Checkpoint::open(calls, folder));
+    } catch (const Error&) {
+      const StepWatch::Fate fate = watch.fate();
+      if (fate == StepWatch::Fate::same) throw;
+      if (fate == StepWatch::Fate::removed && (step >= 0 || folder == path)) {
+        raise<IoError>({.object = in_quotes(folder.string()),
+                        .expected = "to stay while it is read",
+                        .found = "that it was removed meanwhile",
+                        .remedy = "the job that saves there keeps newer steps"});
+      }
+    }
+  }
+}
+
 Checkpoint open_checkpoint(const std::string& path, std::int64_t step) {
-  return Checkpoint::open(SystemCalls::native(), step_folder(path, step));
+  return on_step(path, step, [](Checkpoint checkpoint) { return checkpoint; });
 }
 
 std::string shape_text(const StoredTensor& tensor) {
@@ -136,25 +161,53 @@ int inspect(const Options& options) {
   return 0;
 }
 
-int verify_one(const std::filesystem::path& folder) {
-  const std::vector<std::string> problems = verify(SystemCalls::native(), folder);
+// What is wrong with a step, said and counted; none if it was removed meanwhile.
+std::optional<std::size_t> problems_of(const std::filesystem::path& folder) {
+  SystemCalls& calls = SystemCalls::native();
+  std::vector<std::string> problems;
+  for (StepWatch::Fate fate = StepWatch::Fate::replaced; fate == StepWatch::Fate::replaced;) {
+    const StepWatch watch(calls, folder);
+    try {
+      problems = verify(calls, folder);
+    } catch (const Error& unreadable) {
+      problems = {unreadable.what()};
+    }
+    fate = problems.empty() ? StepWatch::Fate::same : watch.fate();
+    if (fate == StepWatch::Fate::removed) {
+      std::cout << folder.string() << ": removed while it was to be read\n";
+      return {};
+    }
+  }
   for (const std::string& problem : problems) {
     std::cout << folder.string() << ": " << problem << '\n';
   }
   if (problems.empty()) std::cout << folder.string() << ": every byte is as it was saved\n";
-  return problems.empty() ? 0 : 1;
+  return problems.size();
 }
 
-int verify_all(const Options& options) {
+int verify_steps(const Options& options) {
+  const std::filesystem::path path = options.directory;
   std::error_code error;
-  if (options.step >= 0 ||
-      std::filesystem::exists(std::filesystem::path(options.directory) / commit_name, error)) {
-    return verify_one(step_folder(options.directory, options.step));
+  if (options.step >= 0 || std::filesystem::exists(path / commit_name, error)) {
+    // One that was asked for and is gone is not as it was saved.
+    return problems_of(step_folder(path, options.step)) == 0 ? 0 : 1;
   }
-  static_cast<void>(step_folder(options.directory, -1));  // throws where there is none
   int status = 0;
-  for (const std::int64_t step : list_steps(options.directory)) {
-    status |= verify_one(std::filesystem::path(options.directory) / step_name(step));
+  std::set<std::int64_t> seen;
+  bool is_changing = true;
+  // Where a job removes steps, it has newer ones.
+  while (is_changing) {
+    is_changing = false;
+    static_cast<void>(step_folder(path, -1));  // throws where there is none
+    for (const std::int64_t step : list_steps(path)) {
+      if (!seen.insert(step).second) continue;
+      const auto problems = problems_of(path / step_name(step));
+      if (!problems) {
+        is_changing = true;
+      } else if (*problems > 0) {
+        status = 1;
+      }
+    }
   }
   return status;
 }
@@ -201,11 +254,12 @@ int prune(const Options& options) {
 }
 
 int export_step(const Options& options) {
-  const Checkpoint checkpoint = open_checkpoint(options.directory, options.step);
-  const int tensors = export_safetensors(checkpoint, options.array, options.output);
-  std::cout << tensors << " tensors of step " << checkpoint.state().step << " in " << options.output
-            << '\n';
-  return 0;
+  return on_step(options.directory, options.step, [&](const Checkpoint& checkpoint) {
+    const int tensors = export_safetensors(checkpoint, options.array, options.output);
+    std::cout << tensors << " tensors of step " << checkpoint.state().step << " in "
+              << options.output << '\n';
+    return 0;
+  });
 }
 
 // The ranks that a checkpoint is rewritten for.
@@ -246,8 +300,7 @@ StoredGrid new_grid(const StoredGrid& old, const Options& options) {
           .ranks_per_node = std::min(old.ranks_per_node, ranks)};
 }
 
-int reshard_step(const Options& options) {
-  const Checkpoint from = open_checkpoint(options.directory, options.step);
+int reshard_checkpoint(const Checkpoint& from, const Options& options) {
   std::error_code error;
   if (std::filesystem::equivalent(from.folder().parent_path(), options.output, error)) {
     raise<ConfigError>({.object = in_quotes(options.output),
@@ -275,18 +328,26 @@ int reshard_step(const Options& options) {
   return 0;
 }
 
+int reshard_step(const Options& options) {
+  return on_step(options.directory, options.step, [&](const Checkpoint& checkpoint) {
+    return reshard_checkpoint(checkpoint, options);
+  });
+}
+
 }  // namespace
 
 void add_checkpoint(CLI::App& app, const Session& session, Action& action) {
   CLI::App* parent = app.add_subcommand("checkpoint", "Look at checkpoints, on one rank");
   parent->require_subcommand(1);
   const auto options = std::make_shared<Options>();
-  const auto add = [&](const char* name, const char* text, int (*run)(const Options&)) {
+  const auto add = [&](const char* name, const char* text, int (*run)(const Options&),
+                       int status_of_error = 1) {
     CLI::App* command = parent->add_subcommand(name, text);
     command->add_option("DIRECTORY", options->directory, "Folder of checkpoints, or one step of it")
         ->required();
-    command->callback([options, run, &session, &action] {
-      action = [options, run, &session] { return session.is_root() ? run(*options) : 0; };
+    command->callback([options, run, status_of_error, &session, &action] {
+      action.run = [options, run, &session] { return session.is_root() ? run(*options) : 0; };
+      action.status_of_error = status_of_error;
     });
     return command;
   };
@@ -299,10 +360,16 @@ void add_checkpoint(CLI::App& app, const Session& session, Action& action) {
   command->add_flag("--tensors", options->tensors, "Lists every tensor of every array");
 
   command = add("verify", "Reads every byte of all steps, or of one; status 1 if one is wrong",
-                verify_all);
+                verify_steps);
   add_step(command);
 
-  command = add("diff", "Tensors that differ between two checkpoints; status 1 if there are", diff);
+  // As diff(1) and cmp(1) have it.
+  constexpr int trouble = 2;
+  command =
+      add("diff",
+          "Tensors that differ between two checkpoints; status 0 if none does, 1 if some do, 2 "
+          "if that could not be told",
+          diff, trouble);
   command->add_option("OTHER", options->other, "The other")->required();
 
   command = add("prune", "Removes old steps", prune);

@@ -54,7 +54,9 @@ void add_config(CLI::App& app, const Session& session, Action& action) {
   explain_command->add_option("file", arguments->file, "DeepSpeed's JSON, or a deck")->required();
   explain_command->add_option("--deck", arguments->deck, "Deck whose values \"auto\" stands for");
   explain_command->callback([&session, &action, arguments] {
-    action = [&session, arguments] { return explain(session, arguments->file, arguments->deck); };
+    action.run = [&session, arguments] {
+      return explain(session, arguments->file, arguments->deck);
+    };
   });
 }
 

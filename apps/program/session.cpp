@@ -15,9 +15,10 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <iostream>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <system_error>
 
@@ -45,51 +46,53 @@ int cores_of_this_rank() {
   return std::max(1, cores / ranks);
 }
 
-constexpr const char* start_limit_variable = "MICS_START_LIMIT";
+// A variable of the environment that holds an integer.
+struct NumberVariable {
+  const char* name;
+  int least;
+  bool is_list;  // of which the first counts here, as OpenMP has one number a level
+};
 
-// How long ranks wait for each other at the start; check_environment() complains of what is no
-// number.
-std::chrono::milliseconds start_limit() {
-  std::chrono::seconds limit{600};
-  if (const char* const text = std::getenv(start_limit_variable); text != nullptr) {
-    int seconds = 0;
-    const char* const end = text + std::strlen(text);
-    const auto [last, error] = std::from_chars(text, end, seconds);
-    if (error == std::errc() && last == end && seconds > 0) limit = std::chrono::seconds(seconds);
+constexpr NumberVariable start_limit_variable{"MICS_START_LIMIT", 1, false};
+
+// None where it is unset or empty. Throws where it is no such integer.
+std::optional<int> value_of(const NumberVariable& variable) {
+  const char* const value = std::getenv(variable.name);
+  if (value == nullptr || *value == '\0') return {};
+  const std::string_view text(value);
+  const std::string_view first = variable.is_list ? text.substr(0, text.find(',')) : text;
+  int number = 0;
+  const auto [end, error] = std::from_chars(first.data(), first.data() + first.size(), number);
+  if (error != std::errc() || end != first.data() + first.size() || number < variable.least) {
+    raise<ConfigError>({.object = std::string("environment: ") + variable.name,
+                        .expected = "an integer of at least " + std::to_string(variable.least),
+                        .found = in_quotes(text),
+                        .remedy = "correct or unset it"});
   }
-  return limit;
+  return number;
+}
+
+// How long ranks wait for each other at the start. They agree on a complaint only after that.
+std::chrono::milliseconds start_limit() {
+  std::optional<int> seconds;
+  try {
+    seconds = value_of(start_limit_variable);
+  } catch (const ConfigError&) {  // check_environment() meets it again
+  }
+  return std::chrono::seconds(seconds.value_or(600));
 }
 
 // Kokkos ends the process over a variable of its own that it cannot read.
 void check_environment() {
-  struct Number {
-    const char* variable;
-    int least;
-    bool is_list;  // of which the first counts here, as OpenMP has one number a level
-  };
-  constexpr std::array numbers{
-      Number{"KOKKOS_NUM_THREADS", 1, false}, Number{"OMP_NUM_THREADS", 1, true},
-      Number{"KOKKOS_DEVICE_ID", 0, false}, Number{start_limit_variable, 1, false}};
-  for (const Number& number : numbers) {
-    const char* value = std::getenv(number.variable);
-    if (value == nullptr || *value == '\0') continue;
-    const std::string_view text(value);
-    const std::string_view first = number.is_list ? text.substr(0, text.find(',')) : text;
-    int parsed = 0;
-    const auto [end, error] = std::from_chars(first.data(), first.data() + first.size(), parsed);
-    if (error == std::errc() && end == first.data() + first.size() && parsed >= number.least) {
-      continue;
-    }
-    raise<ConfigError>({.object = std::string("environment: ") + number.variable,
-                        .expected = "an integer of at least " + std::to_string(number.least),
-                        .found = in_quotes(text),
-                        .remedy = "correct or unset it"});
-  }
+  constexpr std::array numbers{NumberVariable{"KOKKOS_NUM_THREADS", 1, false},
+                               NumberVariable{"OMP_NUM_THREADS", 1, true},
+                               NumberVariable{"KOKKOS_DEVICE_ID", 0, false}, start_limit_variable};
+  for (const NumberVariable& number : numbers) static_cast<void>(value_of(number));
 }
 
 }  // namespace
 
-Session::Session(int& argc, char**& argv) {
+void Session::start(int& argc, char**& argv) {
   // A launcher may leave the others waiting where a rank ends while the job starts, and no wait of
   // MPI's can be given up. An engine watches its own.
   comm::Watchdog watchdog("start of the program", start_limit(), [](const std::string& line) {
@@ -132,9 +135,11 @@ Session::Session(int& argc, char**& argv) {
   if (openblas_set_num_threads != nullptr && std::getenv("OPENBLAS_NUM_THREADS") == nullptr) {
     openblas_set_num_threads(Kokkos::DefaultHostExecutionSpace().concurrency());
   }
+  started_ = true;
 }
 
 Session::~Session() {
+  if (!started_) return;
   Kokkos::finalize();
   MPI_Finalize();
 }

@@ -7,19 +7,25 @@
 
 namespace mics::apps {
 
-/// What the command line asked for; returns the program's exit status.
-using Action = std::function<int()>;
+/// What the command line asked for.
+struct Action {
+  std::function<int()> run;  ///< returns the program's exit status
+  int status_of_error = 1;   ///< the status where it throws
+};
 
-/// Starts MPI and Kokkos for the program and ends them. Where the environment
-/// says nothing, a rank computes with its share of the node's cores; where it says what cannot be
-/// read, the program ends with a line about it. So it does where a rank has not come after
-/// MICS_START_LIMIT seconds, a variable of the environment; without it 600.
+/// MPI and Kokkos for the program, from start() to the end of the object.
 class Session {
  public:
-  Session(int& argc, char**& argv);
+  Session() = default;
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
+
+  /// Starts them. Where the environment says nothing, a rank computes with its share of the node's
+  /// cores; where it says what cannot be read, the program ends with a line about it. So it does
+  /// where a rank has not come after MICS_START_LIMIT seconds, a variable of the environment;
+  /// without it 600. Once, before all that follows.
+  void start(int& argc, char**& argv);
 
   [[nodiscard]] MPI_Comm world() const { return MPI_COMM_WORLD; }
   [[nodiscard]] int rank() const { return rank_; }
@@ -33,6 +39,7 @@ class Session {
  private:
   int rank_ = 0;
   int size_ = 1;
+  bool started_ = false;
 };
 
 }  // namespace mics::apps

@@ -702,7 +702,7 @@ void add_train(CLI::App& app, const Session& session, Action& action) {
   command->add_option("overrides", arguments->overrides,
                       "key.inner=value: replaces a value of the deck");
   command->callback([&session, &action, arguments] {
-    action = [&session, arguments] { return train(session, *arguments); };
+    action.run = [&session, arguments] { return train(session, *arguments); };
   });
 }
 

@@ -419,7 +419,7 @@ class BadInput(unittest.TestCase):
     def test_a_rank_that_never_starts(self):
         """Another program in its place, which ends long after the limit."""
         result = launch.run_beside_a_stranger(
-            ("--version",), "sleep 20", environment={"MICS_START_LIMIT": "3"}
+            ("train", DECK), "sleep 20", environment={"MICS_START_LIMIT": "3"}
         )
         self.check(result, r"start of the program: expected all ranks within 3000 ms, found a wait in MPI_Init")
         self.assertLess(result.seconds, 15, result)
@@ -432,21 +432,23 @@ class BadInput(unittest.TestCase):
         self.check(launch.run_on_two(words, words, memory_of_second=800000), r"allocat|memory")
 
     def test_environment(self):
+        DECK.write_text(edited())
+        words = ("config", "explain", DECK)
         table = {"KOKKOS_NUM_THREADS": ("abc", "0", "-1", "2x", "99999999999"), "KOKKOS_DEVICE_ID": ("x",), "MICS_START_LIMIT": ("0", "1s")}
         for variable, values in table.items():
             for value in values:
                 for ranks in BOTH:
                     with self.subTest(variable=variable, value=value, ranks=ranks):
-                        result = launch.run("--version", ranks=ranks, environment={variable: value})
+                        result = launch.run(*words, ranks=ranks, environment={variable: value})
                         self.check(result, rf'environment: {variable}: expected an integer of at least \d, found '
                                            rf'"{value}"; correct or unset it$')
         # GNU's OpenMP complains before the program begins.
-        result = launch.run("--version", environment={"OMP_NUM_THREADS": "abc"})
+        result = launch.run(*words, environment={"OMP_NUM_THREADS": "abc"})
         own = [line for line in result.stderr.split("\n") if line.startswith("mics: ")]
         self.assertEqual((result.status, len(own)), (2, 1), result)
         self.assertIn('OMP_NUM_THREADS: expected an integer of at least 1, found "abc"', own[0])
         for value in ("2,1", "1"):  # a number for each level of nesting
-            result = launch.run("--version", environment={"OMP_NUM_THREADS": value})
+            result = launch.run(*words, environment={"OMP_NUM_THREADS": value})
             self.assertEqual((result.status, result.stderr), (0, ""), result)
 
     def test_output_that_cannot_be_written(self):

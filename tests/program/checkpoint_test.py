@@ -1,22 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mics checkpoint …` on checkpoints of two layouts. Usage: checkpoint_test.py MICS SAMPLE"""
+"""`mics checkpoint …` on checkpoints of two layouts. Usage: checkpoint_test.py MICS SAMPLE MEANWHILE"""
 
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import unittest
 
-MICS, SAMPLE = sys.argv[1:3]
+MICS, SAMPLE, MEANWHILE = sys.argv[1:4]
 
 
-def mics(*words):
+def mics(*words, environment=None):
     return subprocess.run(
-        [MICS, "checkpoint", *map(str, words)], capture_output=True, text=True, timeout=60
+        [MICS, "checkpoint", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=dict(os.environ, **(environment or {})),
     )
+
+
+def mics_while(command, at, *words):
+    """The same, with a command of the shell that runs just before the file `at` is first opened."""
+    instrumented = {"ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}
+    variables = {"LD_PRELOAD": MEANWHILE, "MICS_TEST_AT": at, "MICS_TEST_MEANWHILE": command}
+    return mics(*words, environment=instrumented | variables)
 
 
 def safetensors(path):
@@ -24,6 +36,32 @@ def safetensors(path):
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & 255] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
+
+
+def table_entry(value):
+    for _ in range(8):
+        value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+    return value
+
+
+CRC_TABLE = [table_entry(i) for i in range(256)]
+
+
+def edit_as_another_program_would(step, manifest=lambda data: data, commit=lambda text: text):
+    """Changes a step and makes its sums fit again."""
+    data = manifest((step / "manifest.h5").read_bytes())
+    (step / "manifest.h5").write_bytes(data)
+    text = commit((step / "COMMIT").read_text())
+    text = re.sub("(file manifest.h5 [0-9]+ )[0-9a-f]{8}", rf"\g<1>{crc32c(data):08x}", text)
+    body = text[: text.index("end ")]
+    (step / "COMMIT").write_text(f"{body}end {crc32c(body.encode()):08x}\n")
 
 
 class Checkpoint(unittest.TestCase):
@@ -58,10 +96,96 @@ class Checkpoint(unittest.TestCase):
         self.assertIn(piece.name, result.stderr)
         self.assertFalse((self.folder / "weights").exists())
 
+    def saved(self, step):
+        """The folder of another step of `a`."""
+        subprocess.run([SAMPLE, self.folder / "a", "4", "2", "0", str(step)], check=True)
+        return self.folder / "a" / f"step-{step:09}"
+
+    def retention(self, old, new=None):
+        """The command by which a job removes a step, after it saved another."""
+        trash = old.with_name(".trash-" + old.name)
+        save = f"'{SAMPLE}' '{old.parent}' 4 2 0 {new} && " if new else ""
+        return f"{save}mv '{old}' '{trash}' && rm -r '{trash}'"
+
+    def files_of(self, step):
+        """One of each kind as MICS_TEST_AT has it."""
+        piece = sorted(step.glob("s0001_*.h5"))[0].name
+        return [f"{step.name}/{name}" for name in ("COMMIT", "manifest.h5", piece)]
+
+    def test_verify_while_a_job_removes_a_step(self):
+        for kind in range(3):
+            old = self.saved(20 + 2 * kind)
+            new = 21 + 2 * kind
+            result = mics_while(self.retention(old, new), self.files_of(old)[kind], "verify", self.folder / "a")
+            self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+            self.assertRegex(result.stdout, rf"(?m)^.*/{old.name}: removed while it was to be read$")
+            for step in (new, 12):
+                self.assertIn(f"step-{step:09}: every byte is as it was saved\n", result.stdout)
+            # It was asked for.
+            old = self.saved(new)
+            command = self.retention(old)
+            result = mics_while(command, self.files_of(old)[kind], "verify", self.folder / "a", "--step", new)
+            self.assertEqual(result.returncode, 1, result.stdout)
+
+    def test_verify_while_a_job_replaces_a_step(self):
+        step = self.folder / "a" / "step-000000012"
+        for kind in range(3):
+            file = self.files_of(step)[kind]
+            result = mics_while(f"'{SAMPLE}' '{self.folder / 'a'}' 4 2", file, "verify", self.folder / "a")
+            self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+            self.assertEqual(result.stdout, f"{step}: every byte is as it was saved\n")
+
+    def test_a_step_that_loses_a_file_meanwhile_is_damaged(self):
+        step = self.folder / "a" / "step-000000012"
+        for name in (self.piece().name, "COMMIT"):
+            result = mics_while(f"rm '{step / name}'", f"{step.name}/COMMIT", "verify", self.folder / "a")
+            self.assertEqual(result.returncode, 1, result.stdout)
+            self.assertIn(name, result.stdout)
+
+    def test_the_newest_step_is_another_when_it_is_removed_meanwhile(self):
+        a, out = self.folder / "a", self.folder / "out"
+        newest = 20
+        for words, kinds in (
+            (("inspect", a), (0,)),
+            (("diff", a, self.folder / "b"), (1,)),
+            (("export", a, out), (1, 2)),
+            (("reshard", a, out / "to"), (2,)),
+        ):
+            for kind in kinds:
+                with self.subTest(command=words[0], kind=kind):
+                    shutil.rmtree(out, ignore_errors=True)
+                    out.unlink(missing_ok=True)
+                    old = self.saved(newest)
+                    newest += 1
+                    command = self.retention(old, newest)
+                    result = mics_while(command, self.files_of(old)[kind], *words)
+                    self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+                    expected = {"reshard": f"step-{newest:09}", "diff": "equal: digest"}
+                    self.assertIn(expected.get(words[0], str(newest)), result.stdout)
+
+    def test_a_step_that_was_asked_for_and_is_removed_meanwhile(self):
+        a = self.folder / "a"
+        for words in (("inspect", a, "--step", 20), ("inspect", a / "step-000000020"), ("export", a, self.folder / "out", "--step", 20)):
+            old = self.saved(20)
+            result = mics_while(self.retention(old, 21), self.files_of(old)[1], *words)
+            self.assertEqual((result.returncode, len(result.stderr.splitlines())), (1, 1), result)
+            self.assertIn("step-000000020\": expected to stay while it is read, found that it was removed", result.stderr)
+
     def test_diff(self):
         result = mics("diff", self.folder / "a", self.folder / "b" / "step-000000012")
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
         self.assertIn("equal: digest", result.stdout)
+
+    def test_diff_tells_a_difference_from_trouble(self):
+        a, half = self.folder / "a", self.folder / "half"
+        mics("reshard", a, half, "--compute-dtype", "fp64")
+        self.assertEqual(mics("diff", a, half).returncode, 1)
+        self.assertEqual(mics("diff", a, self.folder / "gone").returncode, 2)
+        if os.path.exists("/dev/full"):
+            with open("/dev/full", "w") as full:
+                command = [MICS, "checkpoint", "diff", a, half]
+                result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual((result.returncode, b"standard output" in result.stderr), (2, True))
 
     def test_export(self):
         out = self.folder / "weights.safetensors"
@@ -163,6 +287,33 @@ class Checkpoint(unittest.TestCase):
             self.assertRegex(result.stderr, expected)
         self.assertTrue((self.folder / "pipe").is_fifo())
 
+    def test_sums_that_fit_do_not_stand_for_the_digest(self):
+        """Of a manifest that another program wrote, and wrote wrongly."""
+        step = self.folder / "a" / "step-000000012"
+
+        def exchange_datasets(data):
+            lists = re.findall(rb'"offsets":\[([0-9,]+)\]', data)
+            self.assertTrue(lists)
+            for text in lists:
+                first, second, *rest = text.split(b",")
+                data = data.replace(b"[" + text + b"]", b"[" + b",".join([second, first, *rest]) + b"]")
+            return data
+
+        original = (step / "manifest.h5").read_bytes()
+        edit_as_another_program_would(step, manifest=exchange_datasets)
+        result = mics("export", self.folder / "a", self.folder / "weights")
+        self.assertEqual((result.returncode, len(result.stderr.splitlines())), (1, 1), result)
+        self.assertRegex(result.stderr, "master_weights of parameter .* expected digest")
+        self.assertFalse((self.folder / "weights").exists())
+
+        edit_as_another_program_would(
+            step, lambda _: original, lambda text: re.sub("digest .{8}", "digest 01234567", text)
+        )
+        for command in ("inspect", "verify"):
+            result = mics(command, self.folder / "a")
+            self.assertEqual(result.returncode, 1, result)
+            self.assertRegex(result.stdout + result.stderr, "COMMIT.*found 01234567")
+
     def test_an_export_that_fails_leaves_nothing(self):
         piece = self.piece()
         data = bytearray(piece.read_bytes())
@@ -226,7 +377,7 @@ class Checkpoint(unittest.TestCase):
                 else:
                     result = mics(command, self.folder / path, *(self.folder / w for w in rest))
                 with self.subTest(path=path, command=command):
-                    self.assertEqual(result.returncode, 1, result.stdout)
+                    self.assertEqual(result.returncode, 2 if command == "diff" else 1, result.stdout)
                     self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
                     self.assertRegex(result.stderr, expected)
                     self.assertFalse((self.folder / "out").exists())

@@ -299,6 +299,13 @@ class Train(unittest.TestCase):
                     self.assertEqual(len(re.findall(pattern, result.stdout, re.M)), 1, result)
         self.assertRegex(launch.run("--help").stdout, r"(?m)^  train +\w")
 
+    def test_help_and_version_need_nothing_that_could_fail_to_start(self):
+        broken = {"MICS_START_LIMIT": "0", "KOKKOS_DEVICE_ID": "x", "OMPI_MCA_pml": "there_is_none"}
+        self.assertNotEqual(launch.run("config", "explain", "none", environment=broken).status, 0)
+        for words in (("--help",), ("train", "--help"), ("checkpoint", "diff", "--help"), ("--version",)):
+            result = launch.run(*words, environment=broken)
+            self.assertEqual((result.status, result.stderr), (0, ""), result)
+
 
 if __name__ == "__main__":
     launch.PROGRAM, *launch.LAUNCHER = sys.argv[1:]

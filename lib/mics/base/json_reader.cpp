@@ -63,11 +63,18 @@ std::string printable(const std::string& key) {
   return cut(text.substr(1, text.size() - 2), longest_shown);
 }
 
+bool is_utf8(const Json& value) {
+  try {
+    static_cast<void>(value.dump());
+    return true;
+  } catch (const Json::exception&) {
+    return false;
+  }
+}
+
 // Text from a command line may be anything; JSON text is UTF-8.
 void require_utf8(const Json& value, const std::string& where) {
-  if (short_text(value).find("\xEF\xBF\xBD") != std::string::npos) {
-    refuse(where, "text in UTF-8", "other bytes");
-  }
+  if (!is_utf8(value)) refuse(where, "text in UTF-8", "other bytes");
 }
 
 // What the parser says, without its own prefix and without bytes that do not print.
@@ -173,6 +180,8 @@ void apply_override(Json& root, const std::string& text, const std::string& sour
 }
 
 }  // namespace
+
+bool is_utf8(std::string_view text) { return is_utf8(Json(text)); }
 
 struct JsonReader::Impl {
   Json value;

@@ -11,6 +11,9 @@
 
 namespace mics {
 
+/// Whether JSON, and with it a checkpoint, can hold a text: whether it is UTF-8.
+[[nodiscard]] bool is_utf8(std::string_view text);
+
 /// Strict reading of one JSON object: comments are accepted, duplicate keys and more than 64 levels
 /// of nesting refused, every value is asked for by key and type, and keys that nobody asked for are
 /// errors with a suggestion.

@@ -91,6 +91,31 @@ std::filesystem::path find_step(const std::filesystem::path& directory, std::int
                   .remedy = there.empty() ? "there is none" : "there are " + there});
 }
 
+StepWatch::StepWatch(SystemCalls& calls, std::filesystem::path folder)
+    : calls_(&calls), folder_(std::move(folder)), before_(read_commit()) {}
+
+StepWatch::Fate StepWatch::fate() const {
+  std::error_code error;
+  const auto status = std::filesystem::symlink_status(folder_, error);
+  if (status.type() == std::filesystem::file_type::not_found) {
+    // A file system that lists what it does not find would have readers look for ever.
+    const auto number = parse_step_name(folder_.filename().string());
+    const std::vector<std::int64_t> steps = list_steps(folder_.parent_path());
+    const bool is_listed = number && std::ranges::find(steps, *number) != steps.end();
+    return is_listed ? Fate::same : Fate::removed;
+  }
+  const auto now = read_commit();
+  return now && now != before_ ? Fate::replaced : Fate::same;
+}
+
+std::optional<std::vector<std::byte>> StepWatch::read_commit() const {
+  try {
+    return read_file(*calls_, folder_ / commit_name, std::int64_t{1} << 30);
+  } catch (const Error&) {
+    return {};
+  }
+}
+
 std::vector<std::int64_t> steps_to_remove(std::vector<std::int64_t> steps, std::int64_t newest,
                                           const Retention& retention) {
   std::vector<std::int64_t> removed;
@@ -117,28 +142,33 @@ DirectoryWriter::DirectoryWriter(SystemCalls& calls, std::filesystem::path direc
   }
   std::filesystem::create_directories(directory_, error);
   if (error) raise_io("create the directory", directory_, error.value());
+  if (const auto other = lock()) {
+    raise<StateError>({.object = "checkpoints in " + in_quotes(directory_.string()),
+                       .expected = "one job that saves there",
+                       .found = "another: " + *other,
+                       .remedy = "give each job a directory of its own"});
+  }
+  if (lock_) clear_leftovers();
+}
+
+std::optional<std::string> DirectoryWriter::lock() {
   const std::filesystem::path path = directory_ / lock_name;
-  File lock(calls, path, Access::lock);
+  File file(*calls_, path, Access::lock);
   try {
-    if (!lock.try_lock()) {
-      const std::vector<std::byte> holder = read_file(calls, path, 4096);
-      raise<StateError>(
-          {.object = "checkpoints in " + in_quotes(directory_.string()),
-           .expected = "one job that saves there",
-           .found = "another: " +
-                    std::string(reinterpret_cast<const char*>(holder.data()), holder.size()),
-           .remedy = "give each job a directory of its own"});
+    if (!file.try_lock()) {
+      const std::vector<std::byte> holder = read_file(*calls_, path, 4096);
+      return std::string(reinterpret_cast<const char*>(holder.data()), holder.size());
     }
   } catch (const IoError& unlockable) {
     warn(std::string(unlockable.what()) +
          "; nothing keeps a second job out of the directory, and leftovers are not cleared");
-    return;
+    return {};
   }
   const std::string holder = this_process();
-  lock.resize(0);
-  lock.write(std::as_bytes(std::span(holder.data(), holder.size())), 0);
-  lock_.emplace(std::move(lock));
-  clear_leftovers();
+  file.resize(0);
+  file.write(std::as_bytes(std::span(holder.data(), holder.size())), 0);
+  lock_.emplace(std::move(file));
+  return {};
 }
 
 void DirectoryWriter::warn(std::string_view line) const noexcept {
@@ -150,6 +180,14 @@ void DirectoryWriter::warn(std::string_view line) const noexcept {
 }
 
 std::filesystem::path DirectoryWriter::begin(std::int64_t step, std::string_view id) {
+  // The lock of a file that somebody removed keeps nobody out.
+  if (lock_ && !lock_->has_its_name()) {
+    if (const auto other = lock()) {
+      raise<IoError>({.object = "checkpoints in " + in_quotes(directory_.string()),
+                      .expected = "one job that saves there",
+                      .found = "another, since .lock was removed: " + *other});
+    }
+  }
   const std::filesystem::path folder =
       directory_ / (std::string(temporary) + step_name(step) + '-' + std::string(id));
   int status = calls_->mkdir(folder.c_str(), 0777);

@@ -30,6 +30,32 @@ namespace mics::checkpoint {
 [[nodiscard]] std::filesystem::path find_step(const std::filesystem::path& directory,
                                               std::int64_t step);
 
+/// Tells what became of a step while it was read. A job that saves to the directory may remove it,
+/// by its retention, or put another save of the same number in its place: what was not found then
+/// is no damage.
+class StepWatch {
+ public:
+  enum class Fate : std::uint8_t {
+    same,
+    removed,   ///< no folder of that name is there
+    replaced,  ///< its COMMIT is another
+  };
+
+  /// Begins where the object is made: reads COMMIT. Local; never throws for a step that is not
+  /// there or cannot be read. \param calls  outlives the object
+  StepWatch(SystemCalls& calls, std::filesystem::path folder);
+
+  /// Looks again. Local. \throws IoError if the directory cannot be read
+  [[nodiscard]] Fate fate() const;
+
+ private:
+  [[nodiscard]] std::optional<std::vector<std::byte>> read_commit() const;
+
+  SystemCalls* calls_;
+  std::filesystem::path folder_;
+  std::optional<std::vector<std::byte>> before_;  // none: COMMIT could not be read
+};
+
 /// Which steps outlive a newer one.
 struct Retention {
   std::int64_t keep = 0;        ///< the newest so many; 0: all
@@ -55,7 +81,9 @@ class DirectoryWriter {
 
   [[nodiscard]] const std::filesystem::path& directory() const { return directory_; }
 
-  /// Makes the folder that a step is written into; no reader takes it for a step.
+  /// Makes the folder that a step is written into; no reader takes it for a step. Locks the
+  /// directory again if the lock's file was removed. \throws IoError if another job has it locked
+  /// since
   [[nodiscard]] std::filesystem::path begin(std::int64_t step, std::string_view id);
 
   /// Turns a folder into a step, once all its other files are written and durable: writes
@@ -75,6 +103,8 @@ class DirectoryWriter {
   void remove(std::int64_t step);
 
  private:
+  // Locks the directory, where that is possible. Returns who has it locked otherwise.
+  std::optional<std::string> lock();
   void warn(std::string_view line) const noexcept;
   void clear(const std::filesystem::path& folder);
   void clear_leftovers() noexcept;

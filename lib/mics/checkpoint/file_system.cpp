@@ -51,6 +51,7 @@ int SystemCalls::flock(int descriptor, int operation) { return ::flock(descripto
 int SystemCalls::fstat(int descriptor, struct ::stat* status) {
   return ::fstat(descriptor, status);
 }
+int SystemCalls::stat(const char* path, struct ::stat* status) { return ::stat(path, status); }
 int SystemCalls::mkdir(const char* path, mode_t mode) { return ::mkdir(path, mode); }
 int SystemCalls::rename(const char* from, const char* to) { return ::rename(from, to); }
 int SystemCalls::rename_new(const char* from, const char* to) {
@@ -212,6 +213,19 @@ bool File::try_lock() {
   }
   if (errno != EWOULDBLOCK) fail("lock it", errno);
   return false;
+}
+
+bool File::has_its_name() const {
+  struct ::stat own {};
+  struct ::stat there {};
+  if (uninterrupted([&] { return calls_->fstat(descriptor_, &own); }) != 0) {
+    fail("tell which it is", errno);
+  }
+  if (uninterrupted([&] { return calls_->stat(path_.c_str(), &there); }) != 0) {
+    if (errno == ENOENT || errno == ENOTDIR) return false;
+    fail("tell which it is", errno);
+  }
+  return own.st_dev == there.st_dev && own.st_ino == there.st_ino;
 }
 
 std::vector<std::byte> read_file(SystemCalls& calls, const std::filesystem::path& path,

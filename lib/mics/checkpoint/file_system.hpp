@@ -37,6 +37,7 @@ class SystemCalls {
   virtual int fallocate(int descriptor, off_t bytes);
   virtual int flock(int descriptor, int operation);
   virtual int fstat(int descriptor, struct ::stat* status);
+  virtual int stat(const char* path, struct ::stat* status);
   virtual int mkdir(const char* path, mode_t mode);
   virtual int rename(const char* from, const char* to);
   /// Fails with EEXIST if `to` exists.
@@ -92,6 +93,8 @@ class File {
   void close();
   /// False if another process, or another open file, holds it. The lock ends with the file.
   [[nodiscard]] bool try_lock();
+  /// False if another file, or none, has its name by now.
+  [[nodiscard]] bool has_its_name() const;
 
  private:
   [[noreturn]] void fail(std::string_view what, int reason) const;

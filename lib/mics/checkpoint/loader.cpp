@@ -121,9 +121,12 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
                                std::optional<std::int64_t> step, const LogSink& log,
                                SystemCalls& calls) {
   std::vector<std::int64_t> steps;
-  if (step) {
-    steps = {*step};
-  } else {
+  const auto list = [&] {
+    steps.clear();
+    if (step) {
+      steps = {*step};
+      return;
+    }
     std::vector<std::byte> found;
     comm::agree_patiently(group, listing, [&] {
       if (group.rank() != 0) return;
@@ -141,21 +144,50 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
     comm::broadcast(group, found, 0, listing);
     steps.resize(found.size() / sizeof(std::int64_t));
     if (!found.empty()) std::memcpy(steps.data(), found.data(), found.size());
-  }
+  };
+  list();
 
+  // A job that saves there may remove a step while it is read, or replace it. It has a newer one
+  // then: that is found, not an older one.
+  std::optional<StepWatch> watch;  // rank 0
+  const auto is_another_now = [&] {
+    std::vector<std::byte> answer;
+    comm::agree_patiently(group, listing, [&] {
+      if (group.rank() != 0) return;
+      const StepWatch::Fate fate = watch ? watch->fate() : StepWatch::Fate::same;
+      // One that was asked for can come back as another only.
+      const bool is_another = step
+                                  ? fate == StepWatch::Fate::replaced
+                                  : fate != StepWatch::Fate::same && !list_steps(directory).empty();
+      answer = {static_cast<std::byte>(is_another)};
+    });
+    comm::broadcast(group, answer, 0, listing);
+    return answer.front() != std::byte{0};
+  };
   const auto pass_over = [&](std::int64_t damaged, const Error& error) {
     if (!log || group.rank() != 0) return;
     log(LogLevel::warning, std::string(error.what()) + "; step " + std::to_string(damaged) +
                                " is passed over for an older one");
   };
-  for (std::size_t i = 0; i < steps.size(); ++i) {
+  for (std::size_t i = 0; i < steps.size();) {
     const std::filesystem::path folder = directory / step_name(steps[i]);
-    const bool last = i + 1 == steps.size();
+    // True if the loop goes on: with the next step, or from the start.
+    const auto try_another = [&](const Error& error) {
+      if (is_another_now()) {
+        list();
+        i = 0;
+        return true;
+      }
+      if (i + 1 == steps.size()) return false;
+      pass_over(steps[i++], error);
+      return true;
+    };
     std::optional<Checkpoint> checkpoint;
     try {
       std::vector<std::byte> bytes;
       comm::agree_patiently(group, contents_of_checkpoint, [&] {
         if (group.rank() != 0) return;
+        watch.emplace(calls, folder);
         if (step) static_cast<void>(find_step(directory, *step));
         bytes = Checkpoint::fetch(calls, folder);
       });
@@ -165,21 +197,22 @@ std::optional<Checkpoint> load(comm::MpiTransport& group, const std::filesystem:
     } catch (const CommError&) {
       throw;
     } catch (const Error& error) {
-      if (last) throw;
-      pass_over(steps[i], error);
-      continue;
+      if (try_another(error)) continue;
+      throw;
     }
-    // A model that is another is no damage, which an older step could mend.
-    comm::agree(group, contents_of_checkpoint, [&] { checkpoint->require_same_tensors(target); });
+    // Another model or optimizer is no damage, which an older step could mend.
+    comm::agree(group, contents_of_checkpoint, [&] {
+      checkpoint->require_same_tensors(target);
+      checkpoint->require_arrays(target, targets);
+    });
     std::vector<ReadSum> sums;
     try {
       sums = detail::read_shared(group, *checkpoint, target, place, targets, broadcast);
     } catch (const CommError&) {
       throw;
     } catch (const Error& error) {
-      if (last) throw;
-      pass_over(steps[i], error);
-      continue;
+      if (try_another(error)) continue;
+      throw;
     }
     require_same_digests(group, *checkpoint, target, place, targets, std::move(sums));
     return checkpoint;

@@ -21,6 +21,8 @@ using Broadcast = std::function<void(void* data, std::int64_t bytes, int root)>;
 
 /// Fills the memory of all ranks of a job from a directory: from the newest step that verifies, in
 /// whatever layout it was saved. A damaged step costs a warning, and the next older one is taken.
+/// One that a job which saves there removes or replaces meanwhile is no damage: the newest is
+/// looked for again.
 ///
 /// Collective over `group`, all ranks of the job; blocks. Replicas read each byte once: each reads
 /// its part of the shard, and they share what is there while their disks go on. Every block is
@@ -37,9 +39,9 @@ using Broadcast = std::function<void(void* data, std::int64_t bytes, int root)>;
 /// \return what was loaded, with its values and blobs; none if the directory has no step and none
 ///         was asked for. The same on every rank
 /// \throws FormatError on every rank if the step asked for, or every step, is damaged (the memory's
-///         contents are then undefined), or if the model is another (the memory is as it was);
-///         IoError if the directory cannot be read; CommError if a rank is gone or does not come,
-///         within the transport's time limit: how long disks take does not count
+///         contents are then undefined), or if the model or the optimizer is another (the memory is
+///         as it was); IoError if the directory cannot be read; CommError if a rank is gone or does
+///         not come, within the transport's time limit: how long disks take does not count
 [[nodiscard]] std::optional<Checkpoint> load(comm::MpiTransport& group,
                                              const std::filesystem::path& directory,
                                              const StoredState& target, const layout::Place& place,

@@ -6,6 +6,7 @@
 #include <mics/checkpoint/detail/piece.hpp>
 #include <mics/checkpoint/directory.hpp>
 #include <mics/checkpoint/reader.hpp>
+#include <mics/checkpoint/writer.hpp>
 
 #include <algorithm>
 #include <array>
@@ -368,6 +369,12 @@ Checkpoint::Checkpoint(SystemCalls& calls, std::filesystem::path folder, Commit 
                         .found = "others"});
   }
   require_room();
+  const std::uint32_t digest = state_digest(state(), contents_->digests);
+  if (digest != commit_.digest) {
+    raise<FormatError>({.object = in_quotes((folder_ / commit_name).string()),
+                        .expected = "digest " + hex(digest) + ", that of the manifest's digests",
+                        .found = hex(commit_.digest)});
+  }
   for (std::size_t i = 0; i < state().tensors.size(); ++i) {
     index_[state().tensors[i].name] = static_cast<int>(i);
   }
@@ -531,6 +538,30 @@ void Checkpoint::require_same_tensors(const StoredState& target) const {
   }
 }
 
+void Checkpoint::require_arrays(const StoredState& target, std::span<const Target> targets) const {
+  for (const Target& to : targets) {
+    const StoredBuffer& buffer = target.buffer(to.buffer);
+    const StoredArray& array = buffer.arrays[static_cast<std::size_t>(to.array)];
+    for (const StoredSegment& segment : buffer.segments) {
+      const std::string& name = target.tensor(segment.tensor).name;
+      const int tensor = find_tensor(name);
+      const auto& arrays = state().buffer(places_[static_cast<std::size_t>(tensor)].first).arrays;
+      std::string there;
+      for (const StoredArray& stored : arrays) there += (there.empty() ? "" : ", ") + stored.name;
+      if (std::ranges::any_of(arrays,
+                              [&](const auto& stored) { return stands_for(stored, array); })) {
+        continue;
+      }
+      raise<FormatError>({.object = array.name + " of parameter " + in_quotes(name) + " in " +
+                                    in_quotes(folder_.string()),
+                          .expected = "to be there",
+                          .found = "no such array beside " + there,
+                          .remedy = "go on with the optimizer and the frozen parameters of the "
+                                    "save, or load the weights only"});
+    }
+  }
+}
+
 std::int64_t Checkpoint::require_same_digests(
     const StoredState& target, std::span<const std::uint32_t> digests,
     const std::function<bool(int buffer, int array)>& wanted) const {
@@ -642,10 +673,19 @@ ReadCount Checkpoint::read(const StoredState& target, std::span<const Target> ta
 
 std::optional<Checkpoint> open_newest(SystemCalls& calls, const std::filesystem::path& directory,
                                       const LogSink& log) {
-  for (const std::int64_t step : list_steps(directory)) {
+  std::vector<std::int64_t> steps = list_steps(directory);
+  for (std::size_t i = 0; i < steps.size();) {
+    const std::int64_t step = steps[i++];
+    const StepWatch watch(calls, directory / step_name(step));
     try {
       return Checkpoint::open(calls, directory / step_name(step));
     } catch (const Error& error) {
+      if (watch.fate() != StepWatch::Fate::same) {
+        // A newer one may have come since.
+        steps = list_steps(directory);
+        i = 0;
+        continue;
+      }
       if (log) {
         log(LogLevel::warning, std::string(error.what()) + "; step " + std::to_string(step) +
                                    " is passed over for an older one");

@@ -83,6 +83,10 @@ class Checkpoint {
   ///         both shapes, or the first tensor here that `target` lacks
   void require_same_tensors(const StoredState& target) const;
 
+  /// \throws FormatError naming the first array that `targets` ask for and that is not here: it was
+  ///         saved with another optimizer, or frozen. Tensors are those of require_same_tensors()
+  void require_arrays(const StoredState& target, std::span<const Target> targets) const;
+
   /// Compares the digests of elements in another layout with those of the save.
   /// \param target   describes the elements
   /// \param digests  of each tensor in each array, in the order of buffers, arrays, segments
@@ -125,8 +129,8 @@ class Checkpoint {
 };
 
 /// Opens the newest step of a directory that verifies so far (COMMIT, manifest, sizes); each that
-/// does not costs a warning. None if there is none. Local. \throws IoError if the directory cannot
-/// be read
+/// does not costs a warning, but for one that is removed or replaced meanwhile: then it looks
+/// again. None if there is none. Local. \throws IoError if the directory cannot be read
 [[nodiscard]] std::optional<Checkpoint> open_newest(SystemCalls& calls,
                                                     const std::filesystem::path& directory,
                                                     const LogSink& log);

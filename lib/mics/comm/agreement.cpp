@@ -69,7 +69,10 @@ void compare(std::string_view bytes, std::string_view expected, int rank, std::s
   const auto position = static_cast<std::size_t>(
       std::mismatch(bytes.begin(), bytes.end(), expected.begin(), expected.end()).first -
       bytes.begin());
+  // A name is shown as it is; of a long text, where it differs.
+  constexpr std::size_t longest_name = 200;
   const auto excerpt = [&](std::string_view text) {
+    if (std::max(bytes.size(), expected.size()) <= longest_name) return in_quotes(text);
     const std::size_t begin = position < 12 ? 0 : position - 12;
     return in_quotes(text.substr(std::min(begin, text.size()), 32));
   };

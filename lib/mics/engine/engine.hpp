@@ -386,7 +386,8 @@ class Engine {
   /// forward only, where a newer step replaces the weights in place. Collective over all ranks;
   /// blocks.
   /// \return nothing if the directory holds no step and none was asked for: the state is as it was
-  /// \throws on every rank alike: FormatError if the model is another (the state is as it was) or
+  /// \throws on every rank alike: FormatError if model or optimizer are others (the state is as it
+  /// was) or
   ///         every step is damaged (the state is then undefined until a load succeeds), IoError;
   ///         ArgumentError if the ranks ask for different ones
   std::optional<LoadResult> load(const std::string& directory, const LoadRequest& request = {});

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
+#include <mics/base/json_reader.hpp>
 #include <mics/base/random.hpp>
 #include <mics/state/model.hpp>
 
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <limits>
 #include <numbers>
+#include <source_location>
 #include <utility>
 
 namespace mics {
@@ -45,6 +47,16 @@ std::int64_t product(const std::vector<std::int64_t>& shape, const std::string& 
     count *= extent;
   }
   return count;
+}
+
+// Names become those of a checkpoint, and JSON, HDF5 and safetensors hold no others.
+void require_utf8(const std::string& object, std::string_view name,
+                  std::source_location where = std::source_location::current()) {
+  if (is_utf8(name)) return;
+  std::string shown;
+  for (const char c : name) shown += c < ' ' || c > '~' ? '?' : c;
+  raise<ArgumentError>({.object = object, .expected = "a name in UTF-8", .found = in_quotes(shown)},
+                       where);
 }
 
 }  // namespace
@@ -145,6 +157,7 @@ const ParameterSpec& Model::spec(ParameterId parameter) const {
 }
 
 UnitId Model::unit(std::string_view name) {
+  require_utf8("unit", name);
   const bool taken = unit_names_.contains(std::string(name));
   if (name.empty() || taken) {
     raise<ArgumentError>({.object = "unit",
@@ -158,6 +171,7 @@ UnitId Model::unit(std::string_view name) {
 
 ParameterId Model::parameter(UnitId unit, std::string_view name, std::vector<std::int64_t> shape,
                              ParameterOptions options) {
+  require_utf8("parameter of unit " + in_quotes(unit_of(unit).name), name);
   const std::string full = unit_of(unit).name + '/' + std::string(name);
   const std::string object = "parameter " + in_quotes(full);
   const auto twin = parameter_names_.find(full);

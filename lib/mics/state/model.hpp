@@ -101,10 +101,10 @@ struct ParameterSpec {
 ///   mics::Init::normal(0.02)});
 class Model {
  public:
-  /// A new unit. \throws ArgumentError if the name is taken or empty.
+  /// A new unit. \throws ArgumentError if the name is taken, empty or not UTF-8.
   UnitId unit(std::string_view name);
-  /// A new parameter of `unit`. \throws ArgumentError for a bad shape, a taken name or no such
-  /// unit.
+  /// A new parameter of `unit`. \throws ArgumentError for a bad shape, a name that is taken, empty
+  /// or not UTF-8, or no such unit.
   ParameterId parameter(UnitId unit, std::string_view name, std::vector<std::int64_t> shape,
                         ParameterOptions options = {});
 

@@ -58,6 +58,17 @@ TEST(JsonReaderTest, TakesFallbacksForWhatIsMissing) {
   EXPECT_EQ(json.object("inner").integer("y", 9), 9);
 }
 
+TEST(JsonReaderTest, TextIsUtf8ToItsEnd) {
+  const std::string long_text(100, 'x');
+  const Strings words{"a=\xEF\xBF\xBD", "b=" + long_text + "\xFF"};
+  auto json = JsonReader::parse("{}", "deck.json", words);
+
+  EXPECT_EQ(json.text("a"), "\xEF\xBF\xBD");
+  EXPECT_NE(
+      refusal([&] { static_cast<void>(json.text("b")); }).find("deck.json: b: expected text in"),
+      std::string::npos);
+}
+
 TEST(JsonReaderTest, NamesFileAndKeyOfAWrongType) {
   auto json = JsonReader::parse(R"({"a": {"n": "six", "m": 2.5, "x": [1], "b": 1}})", "deck.json");
   auto a = json.object("a");

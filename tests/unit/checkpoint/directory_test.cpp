@@ -61,6 +61,32 @@ TEST_F(DirectoryTest, ASecondJobIsRefused) {
   }
 }
 
+// Fails if two jobs save there once a user has removed what looked like a leftover.
+TEST_F(DirectoryTest, ALockThatWasRemovedIsTakenAgainOrIsAnothers) {
+  DirectoryWriter first(calls_, scratch_.path(), log_);
+  save_step(first, 1);
+  std::filesystem::remove(scratch_.path() / ".lock");
+  save_step(first, 2);
+  EXPECT_THROW(DirectoryWriter(calls_, scratch_.path(), log_), StateError);
+
+  std::filesystem::remove(scratch_.path() / ".lock");
+  {
+    DirectoryWriter second(calls_, scratch_.path(), log_);
+    save_step(second, 3);
+    try {
+      save_step(first, 4);
+      FAIL();
+    } catch (const IoError& error) {
+      EXPECT_NE(std::string(error.what()).find("one job that saves there"), std::string::npos)
+          << error.what();
+    }
+    save_step(second, 4);
+  }
+  save_step(first, 5);
+  EXPECT_EQ(list_steps(scratch_.path()), (Steps{5, 4, 3, 2, 1}));
+  EXPECT_TRUE(warnings_.empty());
+}
+
 TEST_F(DirectoryTest, LeftoversOfAKilledJobAreCleared) {
   {
     DirectoryWriter directory(calls_, scratch_.path(), log_);
@@ -155,6 +181,26 @@ TEST_F(DirectoryTest, TheNewestStepThatVerifiesIsOpened) {
   ASSERT_EQ(warnings_.size(), 2U);
   EXPECT_NE(warnings_[0].find("step-000000004/COMMIT"), std::string::npos) << warnings_[0];
   EXPECT_NE(warnings_[1].find("step-000000003/manifest.h5"), std::string::npos) << warnings_[1];
+}
+
+TEST_F(DirectoryTest, AWatchTellsWhatBecameOfAStep) {
+  using Fate = StepWatch::Fate;
+  DirectoryWriter directory(calls_, scratch_.path(), log_);
+  const auto folder = save_step(directory, 3);
+  const StepWatch watch(calls_, folder);
+  EXPECT_EQ(watch.fate(), Fate::same);
+  save_step(directory, 3);
+  EXPECT_EQ(watch.fate(), Fate::replaced);
+  const StepWatch again(calls_, folder);
+  std::filesystem::resize_file(folder / "manifest.h5", 100);
+  EXPECT_EQ(again.fate(), Fate::same);
+  std::filesystem::remove(folder / commit_name);
+  EXPECT_EQ(again.fate(), Fate::same);
+  directory.remove(3);
+  EXPECT_EQ(again.fate(), Fate::removed);
+  EXPECT_EQ(StepWatch(calls_, folder).fate(), Fate::removed);
+  std::filesystem::create_symlink("nowhere", folder);
+  EXPECT_EQ(again.fate(), Fate::same);
 }
 
 TEST_F(DirectoryTest, ADirectoryWithoutStepsHasNone) {

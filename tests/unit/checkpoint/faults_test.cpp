@@ -74,6 +74,9 @@ class FaultyCalls : public SystemCalls {
   int fstat(int descriptor, struct ::stat* status) override {
     return at_call(false, [&] { return SystemCalls::fstat(descriptor, status); });
   }
+  int stat(const char* path, struct ::stat* status) override {
+    return at_call(false, [&] { return SystemCalls::stat(path, status); });
+  }
   int mkdir(const char* path, mode_t mode) override {
     return at_call(true, [&] { return SystemCalls::mkdir(path, mode); });
   }

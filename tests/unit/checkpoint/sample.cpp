@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// mics_checkpoint_sample DIRECTORY WORLD SHARD [ROWS]: saves the odd model in that layout, with a
-// matrix of ROWS x 1000 if that is given, and puts the bits of every tensor of every array beside
-// it: sample.txt has a line for each, sample.bin the bits.
+// mics_checkpoint_sample DIRECTORY WORLD SHARD [ROWS [STEP]]: saves the odd model in that layout,
+// with a matrix of ROWS x 1000 if that is not 0, as that step or 12, and puts the bits of every
+// tensor of every array beside it: sample.txt has a line for each, sample.bin the bits.
 #include "stored_model.hpp"
 #include <mics/base/error.hpp>
 
@@ -16,10 +16,11 @@ using namespace mics;
 using namespace mics::checkpoint;
 using namespace mics::checkpoint::test;
 
-void write(const std::filesystem::path& path, int world, int shard, int rows) {
+void write(const std::filesystem::path& path, int world, int shard, int rows, int step) {
   Model model = odd_model();
   if (rows > 0) model.parameter(model.unit("large"), "large/matrix", {rows, 1000});
-  const StoredState state = describe(model, {world, shard});
+  StoredState state = describe(model, {world, shard});
+  if (step > 0) state.step = step;
   Memory memory(state);
   memory.fill();
   DirectoryWriter directory(SystemCalls::native(), path, {});
@@ -55,12 +56,13 @@ void write(const std::filesystem::path& path, int world, int shard, int rows) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4 && argc != 5) {
-    std::fprintf(stderr, "usage: mics_checkpoint_sample DIRECTORY WORLD SHARD [ROWS]\n");
+  if (argc < 4 || argc > 6) {
+    std::fprintf(stderr, "usage: mics_checkpoint_sample DIRECTORY WORLD SHARD [ROWS [STEP]]\n");
     return 2;
   }
   try {
-    write(argv[1], std::atoi(argv[2]), std::atoi(argv[3]), argc == 5 ? std::atoi(argv[4]) : 0);
+    write(argv[1], std::atoi(argv[2]), std::atoi(argv[3]), argc > 4 ? std::atoi(argv[4]) : 0,
+          argc > 5 ? std::atoi(argv[5]) : 0);
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -13,8 +13,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace mics::checkpoint::test {
@@ -78,14 +81,15 @@ class SaverTest : public testing::Test {
     }
   }
 
-  std::optional<Checkpoint> load_into(Rank& rank, std::optional<std::int64_t> step = {}) {
+  std::optional<Checkpoint> load_into(Rank& rank, std::optional<std::int64_t> step = {},
+                                      SystemCalls& calls = SystemCalls::native()) {
     const comm::Communicator replicas = world_.split(rank.place.shard, rank.place.group);
     return load(
         group_, directory_, rank.state, rank.place, rank.targets(),
         [&](void* data, std::int64_t bytes, int root) {
           MPI_Bcast(data, static_cast<int>(bytes), MPI_BYTE, root, replicas.native());
         },
-        step, log_);
+        step, log_, calls);
   }
 
   comm::Communicator world_ = comm::Communicator::duplicate(MPI_COMM_WORLD);
@@ -370,6 +374,82 @@ TEST_F(SaverTest, ADamagedStepGivesWayToTheOneBefore) {
   }
   EXPECT_THROW(static_cast<void>(load_into(reader, 2)), FormatError);
   EXPECT_THROW(static_cast<void>(load_into(reader, 3)), IoError);
+}
+
+// What another job does to the directory, just before a file whose path ends so is first opened.
+class Meanwhile : public SystemCalls {
+ public:
+  Meanwhile(std::string at, std::function<void()> what)
+      : at_(std::move(at)), what_(std::move(what)) {}
+  int open(const char* path, int flags, mode_t mode) override {
+    if (what_ && std::string_view(path).ends_with(at_)) std::exchange(what_, {})();
+    return SystemCalls::open(path, flags, mode);
+  }
+
+ private:
+  std::string at_;
+  std::function<void()> what_;
+};
+
+// Fails if an older step is taken, with a warning of damage, where a job has a newer one.
+TEST_F(SaverTest, AStepThatIsRemovedOrReplacedMeanwhileGivesWayToTheNewest) {
+  const std::filesystem::path run = directory_;
+  for (const bool replaced : {false, true}) {
+    for (const char* const kind : {"COMMIT", "manifest.h5", "piece"}) {
+      SCOPED_TRACE(std::string(replaced ? "replaced at " : "removed at ") + kind);
+      directory_ = run.string() + kind + (replaced ? "1" : "0");
+      const auto save_step = [&](const std::filesystem::path& to, std::int64_t step) {
+        Saver saver(group_, to, {.size = {.min_bytes = 0}}, log_);
+        Rank rank(world_, {world_.size(), world_.size()}, step);
+        rank.memory.fill();
+        saver.save(rank.state, rank.place, rank.sources());
+      };
+      for (const std::int64_t step : {1, 2}) save_step(directory_, step);
+      // What the other job has when it is done.
+      const std::filesystem::path other = directory_.string() + "_other";
+      const std::int64_t newest = replaced ? 2 : 3;
+      save_step(other, newest);
+      std::optional<Meanwhile> calls;
+      std::string id;
+      if (world_.rank() == 0) {
+        const std::filesystem::path step = directory_ / step_name(2);
+        id = Checkpoint::open(SystemCalls::native(), other / step_name(newest)).commit().id;
+        const std::string piece =
+            Checkpoint::open(SystemCalls::native(), step).commit().files[1].name;
+        const std::string file = std::string_view(kind) == "piece" ? piece : kind;
+        calls.emplace(step_name(2) + '/' + file, [=, this] {
+          std::filesystem::rename(step, other / ".trash");
+          std::filesystem::rename(other / step_name(newest), directory_ / step_name(newest));
+        });
+      }
+      MPI_Barrier(world_.native());
+
+      Rank reader(world_, {world_.size(), 1}, 0);
+      warnings_.clear();
+      const auto checkpoint =
+          load_into(reader, {}, calls ? static_cast<SystemCalls&>(*calls) : SystemCalls::native());
+
+      ASSERT_TRUE(checkpoint);
+      EXPECT_EQ(checkpoint->state().step, newest);
+      if (!id.empty()) {
+        EXPECT_EQ(checkpoint->commit().id, id);
+      }
+      EXPECT_EQ(warnings_, std::vector<std::string>());
+      expect_filled(reader);
+    }
+  }
+}
+
+// The load fails, and does not say that there was nothing to load.
+TEST_F(SaverTest, ADirectoryThatVanishesWhileItIsReadIsAnError) {
+  {
+    Saver saver(group_, directory_, {.size = {.min_bytes = 0}}, log_);
+    Rank rank(world_, {world_.size(), world_.size()}, 1);
+    saver.save(rank.state, rank.place, rank.sources());
+  }
+  Meanwhile calls("manifest.h5", [&] { std::filesystem::remove_all(directory_); });
+  Rank reader(world_, {world_.size(), 1}, 0);
+  EXPECT_THROW(static_cast<void>(load_into(reader, {}, calls)), IoError);
 }
 
 }  // namespace

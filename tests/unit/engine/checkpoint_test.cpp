@@ -194,6 +194,35 @@ TEST(EngineCheckpoint, WeightsOnlyLeaveTheOptimizerAlone) {
   EXPECT_EQ(momentum(fresh), std::vector<double>(32 * 17, 0.0));
 }
 
+// Fails if what the save of another optimizer lacks is taken for damage, which an older step mends.
+TEST(EngineCheckpoint, AnotherOptimizersStatesAreNamedAndNoOlderStepIsTaken) {
+  const Toy toy;
+  const SharedFolder folder;
+  Config plain = momentum_config();
+  plain.optimizer.momentum = 0;
+  {
+    Engine first(MPI_COMM_WORLD, toy.model, momentum_config());
+    one_sample_step(first, toy, 1);
+    first.save(folder.in("run"));
+  }
+  {
+    Engine other(MPI_COMM_WORLD, toy.model, plain);
+    ASSERT_EQ(other.load(folder.in("run"))->step, 1);  // needs less than there is
+    one_sample_step(other, toy, 1);
+    other.save(folder.in("run"));
+  }
+  Engine engine(MPI_COMM_WORLD, toy.model, momentum_config());
+  one_sample_step(engine, toy, 2);
+  const auto before = whole_state(engine);
+
+  expect_error<FormatError>(
+      [&] { (void)engine.load(folder.in("run")); },
+      {"momentum_buffer of parameter \"a/weight\"", "step-000000002", "beside master_weights"});
+
+  EXPECT_EQ(whole_state(engine), before);
+  EXPECT_EQ(engine.load(folder.in("run"), {.weights_only = true})->step, 2);
+}
+
 TEST(EngineCheckpoint, RetentionAndNamedSteps) {
   const Toy toy;
   const SharedFolder folder;
@@ -250,6 +279,13 @@ TEST(EngineCheckpoint, RanksThatAskForDifferentThingsAreRefused) {
         {"blobs to save", "the same on every rank"});
   }
   engine.save(run, {.blobs = {{"random state", {std::byte{3}}}}});
+  for (const bool asynchronous : {false, true}) {
+    expect_error<ArgumentError>(
+        [&] { engine.save(first ? run : folder.in("other"), {.asynchronous = asynchronous}); },
+        {"directory to save to", run, folder.in("other"), "the same on every rank"});
+  }
+  expect_error<ArgumentError>([&] { engine.claim_directory(first ? folder.in("other") : run); },
+                              {"directory to save to", run, folder.in("other")});
   const std::string differs = "the same on every rank";
   expect_error<ArgumentError>([&] { (void)engine.load(run, {.step = first ? 0 : 1}); },
                               {"checkpoint to load", differs});

@@ -54,24 +54,23 @@ class Mount {
 /// Fewer files, or smaller ones, than this process has now.
 class Limit {
  public:
-  Limit(int resource, rlim_t limit) : resource_(resource) {
+  using Resource = decltype(RLIMIT_NOFILE);  // an enumeration in glibc, elsewhere an int
+
+  Limit(Resource resource, rlim_t limit) : resource_(resource) {
     signal_ = std::signal(SIGXFSZ, SIG_IGN);  // which ends an application that does not ignore it
-    ::getrlimit(which(), &before_);
+    ::getrlimit(resource_, &before_);
     const rlimit lower{limit, before_.rlim_max};
-    EXPECT_EQ(::setrlimit(which(), &lower), 0);
+    EXPECT_EQ(::setrlimit(resource_, &lower), 0);
   }
   Limit(const Limit&) = delete;
   Limit& operator=(const Limit&) = delete;
   ~Limit() {
-    ::setrlimit(which(), &before_);
+    ::setrlimit(resource_, &before_);
     std::signal(SIGXFSZ, signal_);
   }
 
  private:
-  [[nodiscard]] __rlimit_resource which() const {
-    return static_cast<__rlimit_resource>(resource_);
-  }
-  int resource_;
+  Resource resource_;
   rlimit before_{};
   void (*signal_)(int) = SIG_DFL;
 };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
+#include <mics/base/json_reader.hpp>
 #include <mics/state/model.hpp>
 
 #include <gtest/gtest.h>
@@ -48,6 +49,27 @@ TEST(ModelTest, RefusesNamesAndShapesThatDoNotFit) {
   EXPECT_THROW((void)model.parameter({7}, "lost", {1}), ArgumentError);
   EXPECT_THROW((void)model.spec({9}), ArgumentError);
   EXPECT_THROW((void)model.name(UnitId{-1}), ArgumentError);
+  EXPECT_EQ(model.units(), 1);
+  EXPECT_EQ(model.parameters(), 1);
+}
+
+TEST(ModelTest, RefusesNamesThatAreNotUtf8) {
+  Model model;
+  const UnitId unit = model.unit("\xc3\xbc");
+  (void)model.parameter(unit, "\xe2\x88\x82", {1});
+  for (const char* name : {"\xff", "w\xe4gt", "\xc3", "\xed\xa0\x80", "\xc0\xaf"}) {
+    EXPECT_THROW((void)model.unit(name), ArgumentError);
+    try {
+      (void)model.parameter(unit, name, {1});
+      FAIL();
+    } catch (const ArgumentError& error) {
+      const std::string text = error.what();
+      EXPECT_NE(text.find("parameter of unit \"\xc3\xbc\": expected a name in UTF-8, found \""),
+                std::string::npos)
+          << text;
+      EXPECT_TRUE(is_utf8(text)) << text;
+    }
+  }
   EXPECT_EQ(model.units(), 1);
   EXPECT_EQ(model.parameters(), 1);
 }

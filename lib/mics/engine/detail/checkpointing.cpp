@@ -129,8 +129,9 @@ std::vector<checkpoint::Source> EngineState::stage(const checkpoint::StoredState
 
 checkpoint::Saver& EngineState::saver_of(const std::string& directory,
                                          const checkpoint::Retention& retention) {
+  // Of every save: a rank alone cannot tell that the others go on where they were.
+  comm::require_same(all_, directory, "directory to save to");
   if (saver_ == nullptr || save_directory_ != directory) {
-    comm::require_same(all_, directory, "directory to save to");
     if (saver_ != nullptr) saver_->wait();
     saver_.reset();
     saver_ = std::make_unique<checkpoint::Saver>(
