@@ -386,7 +386,7 @@ class Trainer {
           << text;
       return;
     }
-    if (session_.is_root()) say("note: " + std::string(text));
+    say_once((level == LogLevel::warning ? "warning: " : "note: ") + std::string(text));
   }
 
   void say(const std::string& text) {
