@@ -218,14 +218,16 @@ class Trainer {
         const bool save_due =
             deck_.checkpoint_every > 0 && (step + 1) % deck_.checkpoint_every == 0;
         if (asked_to_stop || last || save_due) report_steps();
+        bool saved = false;
         if (asked_to_stop || last) {
-          save(step + 1, false);
+          saved = save(step + 1, false);
         } else if (save_due) {
-          save(step + 1, deck_.checkpoint_asynchronous);
+          static_cast<void>(save(step + 1, deck_.checkpoint_asynchronous));
         }
         if (asked_to_stop && !last) {
           say_once("stopped by a signal after step " + std::to_string(step + 1) +
-                   "; go on with --resume");
+                   (saved ? "; go on with --resume"
+                          : ", which is not saved; --resume goes on from an older one"));
           return true;
         }
       }
@@ -314,7 +316,8 @@ class Trainer {
         std::to_string(loaded_step_));
   }
 
-  void save(std::int64_t steps_done, bool asynchronous) {
+  // True if nothing failed so far.
+  bool save(std::int64_t steps_done, bool asynchronous) {
     wait_for_save();
     saving_step_ = steps_done;
     try {
@@ -322,9 +325,11 @@ class Trainer {
                                                 .asynchronous = asynchronous,
                                                 .blobs = {{position_blob, bytes_of(steps_done)},
                                                           {batch_blob, bytes_of(batch_.global)}}});
+      return true;
     } catch (const IoError& error) {
       if (deck_.stop_on_checkpoint_error) throw;
       say_once("warning: step " + std::to_string(steps_done) + " is not saved: " + error.what());
+      return false;
     }
   }
 
@@ -381,7 +386,7 @@ class Trainer {
           << text;
       return;
     }
-    if (session_.is_root()) say("note: " + std::string(text));
+    say_once((level == LogLevel::warning ? "warning: " : "note: ") + std::string(text));
   }
 
   void say(const std::string& text) {

@@ -159,6 +159,7 @@ class Environment(unittest.TestCase):
                         self.assertEqual((status, stderr), (0, ""), stdout)
                         self.assertIn(WARNING, stdout)
                         self.assertIn(message, stdout)
+                        self.assertRegex(stdout, "by a signal after step [0-9]+, which is not saved; --resume")
                     else:
                         self.assert_stopped(run.end(tell=False), message)
                 self.assert_sound(folder or self.directory)

@@ -363,7 +363,7 @@ class Engine {
 
   /// Saves the whole state as `directory`/step-<n>: every rank writes its share of its shard, then
   /// the step is committed at once or not at all. To be called between steps, without an open
-  /// lease. Collective over all ranks, whose calls name the same directory; blocks until the step
+  /// lease. Collective over all ranks, whose calls ask for the same; blocks until the step
   /// is durable or, asynchronously, until what this rank writes is copied. One job saves to a
   /// directory at a time. An asynchronous save is committed by poll_save() or wait_for_save(); an
   /// engine that ends before gives it up, and earlier steps stay.
@@ -371,7 +371,7 @@ class Engine {
   /// \throws on every rank alike: IoError if a rank could not write (earlier steps are as they
   ///         were, and the engine goes on); FormatError if replicas differ, naming shard and ranks;
   ///         StateError within a micro-step, or while another save is under way; ArgumentError if
-  ///         the ranks' directories (at the first save there) or blobs differ
+  ///         the ranks' directories, requests or blobs differ
   void save(const std::string& directory, const SaveRequest& request = {});
 
   /// Takes an asynchronous save further without waiting for disks; tells `committed` or `failed`

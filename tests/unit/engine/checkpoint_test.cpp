@@ -284,6 +284,16 @@ TEST(EngineCheckpoint, RanksThatAskForDifferentThingsAreRefused) {
         [&] { engine.save(first ? run : folder.in("other"), {.asynchronous = asynchronous}); },
         {"directory to save to", run, folder.in("other"), "the same on every rank"});
   }
+  expect_error<ArgumentError>([&] { engine.save(run, {.asynchronous = first}); },
+                              {"directory to save to", run + ", asynchronously", run + ", keep"});
+  expect_error<ArgumentError>([&] { engine.save(run, {.retention = {.keep = first ? 1 : 2}}); },
+                              {"directory to save to", "keep 1", "keep 2"});
+  expect_error<ArgumentError>(
+      [&] {
+        engine.save(run, {.blobs = {{first ? "a" : "\xff", {}}}});
+      },
+      {"blobs to save"});
+  expect_error<ArgumentError>([&] { engine.save(run, {.blobs = {{"\xff", {}}}}); }, {"UTF-8"});
   expect_error<ArgumentError>([&] { engine.claim_directory(first ? folder.in("other") : run); },
                               {"directory to save to", run, folder.in("other")});
   const std::string differs = "the same on every rank";

@@ -129,8 +129,6 @@ std::vector<checkpoint::Source> EngineState::stage(const checkpoint::StoredState
 
 checkpoint::Saver& EngineState::saver_of(const std::string& directory,
                                          const checkpoint::Retention& retention) {
-  // Of every save: a rank alone cannot tell that the others go on where they were.
-  comm::require_same(all_, directory, "directory to save to");
   if (saver_ == nullptr || save_directory_ != directory) {
     if (saver_ != nullptr) saver_->wait();
     saver_.reset();
@@ -147,6 +145,7 @@ void EngineState::claim_directory(const std::string& directory) {
   require_idle("claim_directory");
   quiet(exec_);
   operations_.record({Purpose::agreement, "a directory for checkpoints", 0});
+  comm::require_same(all_, directory, "directory to save to");
   static_cast<void>(saver_of(directory, {}));
 }
 
@@ -157,6 +156,11 @@ void EngineState::save(const std::string& directory, const SaveRequest& request)
   quiet(exec_);
   read_device_step();
   operations_.record({Purpose::agreement, "a checkpoint to save", 0});
+  const auto [keep, keep_every] = request.retention;
+  comm::require_same(all_,
+                     directory + (request.asynchronous ? ", asynchronously" : "") + ", keep " +
+                         std::to_string(keep) + ", keep every " + std::to_string(keep_every),
+                     "directory to save to");
   checkpoint::Saver& saver = saver_of(directory, request.retention);
   saver.retain(request.retention);
   checkpoint::StoredState state = stored_state();

@@ -221,6 +221,7 @@ class EngineState {
   // Copies what this rank writes to the host, and the bits of all are hashed where they lie.
   [[nodiscard]] std::vector<checkpoint::Source> stage(const checkpoint::StoredState& state,
                                                       checkpoint::SourceInfo& info);
+  // Collective; of a directory that all ranks have agreed on.
   [[nodiscard]] checkpoint::Saver& saver_of(const std::string& directory,
                                             const checkpoint::Retention& retention);
   void require_idle(const char* call) const;
