@@ -156,6 +156,8 @@ class EngineState {
   void leave_behind();
   [[nodiscard]] Execution agreed_instance(const Execution& given) const;
   void require_capacity() const;
+  // Of the optimizer's states: names that a checkpoint can hold.
+  void require_state_names() const;
   [[nodiscard]] std::unique_ptr<comm::DeviceWatch> make_device_watch();
   [[nodiscard]] parallel::Wiring make_wiring();
   void allocate();
