@@ -26,7 +26,7 @@ enum class InitialState : std::uint8_t {
 
 /// One array of optimizer state beside the master weights: as many elements, of the master dtype.
 struct StateSpec {
-  std::string name;  ///< its name in checkpoints: `exp_avg`
+  std::string name;  ///< its name in checkpoints: `exp_avg`; UTF-8, each once
   InitialState initial = InitialState::zeros;
 };
 

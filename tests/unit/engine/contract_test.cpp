@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -550,6 +551,39 @@ TEST(KeepTest, UnitThatIsGatheredAgainAtOnceCostsNoGather) {
   EXPECT_EQ(count(), before);
   EXPECT_EQ(host_view<const float**>(lease, toy.weight[0])(0, 1),
             static_cast<float>(toy.initial(toy.weight[0], 1)));
+}
+
+// A unit's kernels can write while the units before it are still being reduced.
+TEST(GradientSlotTest, UnitsOneAfterAnotherTakeSlotsInTurn) {
+  for (const int slots : {1, 2, 3}) {
+    SCOPED_TRACE(slots);
+    const Toy toy;
+    Config config = toy_config();
+    config.slots = slots;
+    Engine engine(MPI_COMM_WORLD, toy.model, config);
+    std::vector<const float*> places;
+    for (int step = 0; step < 3; ++step) {
+      engine.begin_micro_step({.samples = 1, .last = true});
+      for (std::size_t u = toy.units.size(); u-- > 0;) {
+        auto scope = engine.gradient(toy.units[u]);
+        places.push_back(scope.view<float**>(toy.weight[u]).data());
+        scope.reduce();
+      }
+      (void)engine.step().get();
+    }
+
+    const auto period = static_cast<std::size_t>(slots);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const auto first = places.begin() + static_cast<std::ptrdiff_t>(i);
+      const std::size_t end = std::min(i + period, places.size());
+      EXPECT_EQ(
+          std::set<const float*>(first, places.begin() + static_cast<std::ptrdiff_t>(end)).size(),
+          end - i);
+      if (i >= period) {
+        EXPECT_EQ(places[i], places[i - period]);
+      }
+    }
+  }
 }
 
 // -- where it runs

@@ -18,6 +18,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace mics::test {
@@ -188,6 +189,30 @@ class Counting final : public optim::Optimizer {
   int faulty_rank_;
   std::int64_t fault_;
 };
+
+// Fails if a name that no checkpoint can hold is found by the first save.
+TEST(CustomOptimizer, NamesOfStatesAreThoseThatACheckpointHolds) {
+  class Named final : public optim::Optimizer {
+   public:
+    explicit Named(std::vector<optim::StateSpec> states) : states_(std::move(states)) {}
+    [[nodiscard]] std::string_view name() const override { return "named"; }
+    [[nodiscard]] std::vector<optim::StateSpec> states() const override { return states_; }
+    [[nodiscard]] std::string describe() const override { return "named"; }
+    void update(const optim::Slice& /*slice*/, const optim::StepInfo& /*info*/) const override {}
+    [[nodiscard]] bool runs_on_device() const override { return true; }
+
+   private:
+    std::vector<optim::StateSpec> states_;
+  };
+  const Toy toy;
+  for (const std::vector<optim::StateSpec>& states :
+       {std::vector<optim::StateSpec>{{"\xff"}}, {{"a"}, {"a"}}, {{""}}, {{"master_weights"}}}) {
+    Config config = toy_config();
+    config.custom_optimizer = std::make_shared<Named>(states);
+    expect_error<ArgumentError>([&] { Engine(MPI_COMM_WORLD, toy.model, config); },
+                                {"states of optimizer \"named\"", "names in UTF-8 that are new"});
+  }
+}
 
 TEST(CustomOptimizer, KeepsItsStateByNameInEveryLayout) {
   const Toy toy;

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/hash.hpp>
+#include <mics/base/json_reader.hpp>
+#include <mics/checkpoint/stored_state.hpp>
 #include <mics/comm/agreement.hpp>
 #include <mics/engine/detail/engine_state.hpp>
 #include <mics/state/for_blocks.hpp>
@@ -10,6 +12,8 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <set>
+#include <string_view>
 #include <utility>
 
 namespace mics::detail {
@@ -115,6 +119,7 @@ EngineState::EngineState(MPI_Comm comm, const Model& model, const Config& config
       arena_([&] {
         std::optional<state::Arena> arena;
         comm::agree(world_, [&] {
+          require_state_names();
           require_capacity();
           arena.emplace(plan_.memory().arena, memory_);
         });
@@ -172,6 +177,18 @@ Execution EngineState::agreed_instance(const Execution& given) const {
     if (on_device()) static_cast<void>(exec.as<device::Space>());
   });
   return exec;
+}
+
+void EngineState::require_state_names() const {
+  std::set<std::string_view> names{checkpoint::master_weights, checkpoint::frozen_weights};
+  for (const optim::StateSpec& spec : state_specs_) {
+    const bool is_text = is_utf8(spec.name);
+    if (!spec.name.empty() && is_text && names.insert(spec.name).second) continue;
+    raise<ArgumentError>({.object = "states of optimizer " + in_quotes(optimizer_->name()),
+                          .expected = "names in UTF-8 that are new",
+                          .found = is_text ? in_quotes(spec.name) : "other bytes",
+                          .remedy = "checkpoints hold states by name"});
+  }
 }
 
 void EngineState::require_capacity() const {

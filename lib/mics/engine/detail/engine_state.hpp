@@ -120,8 +120,9 @@ class EngineState {
     std::byte* data = nullptr;
     int unit = -1;
     Markers writers;
-    Marker free;    // the reduction has read what lay here before
-    Marker opened;  // the slot is clear
+    Marker free;                  // the reduction has read what lay here before
+    std::int64_t reductions = 0;  // all that had begun when that one did
+    Marker opened;                // the slot is clear
   };
   struct Unit {
     bool needs_slot = false;           // has a buffer that is not resident
@@ -155,6 +156,8 @@ class EngineState {
   void leave_behind();
   [[nodiscard]] Execution agreed_instance(const Execution& given) const;
   void require_capacity() const;
+  // Of the optimizer's states: names that a checkpoint can hold.
+  void require_state_names() const;
   [[nodiscard]] std::unique_ptr<comm::DeviceWatch> make_device_watch();
   [[nodiscard]] parallel::Wiring make_wiring();
   void allocate();
@@ -174,6 +177,7 @@ class EngineState {
   void vacate(int slot);
   void gather_resident(bool trainable_only);
   [[nodiscard]] int gradient_slot_of(int unit) const;
+  [[nodiscard]] int free_gradient_slot() const;  // -1: none
   void hop1(int buffer, const void* gradient);
   void hop2(int buffer);
   void advance_hop2(bool all);
@@ -282,6 +286,7 @@ class EngineState {
   std::vector<Unit> units_;
   std::vector<GatherSlot> gather_slots_;
   std::vector<GradientSlot> gradient_slots_;
+  std::int64_t reductions_ = 0;  // of gradient slots, begun so far
   Markers resident_readers_;
   Markers resident_writers_;  // of persistent gradients, in this micro-step
   Marker parameters_ready_;   // the update has written the shards

@@ -17,6 +17,22 @@ int EngineState::gradient_slot_of(int unit) const {
   return -1;
 }
 
+// The one whose reduction began first: the last ones may still be under way, and the kernels of the
+// next unit would wait for theirs.
+int EngineState::free_gradient_slot() const {
+  int found = -1;
+  for (std::size_t i = 0; i < gradient_slots_.size(); ++i) {
+    const GradientSlot& slot = gradient_slots_[i];
+    if (slot.unit >= 0) continue;
+    if (found >= 0 &&
+        slot.reductions >= gradient_slots_[static_cast<std::size_t>(found)].reductions) {
+      continue;
+    }
+    found = static_cast<int>(i);
+  }
+  return found;
+}
+
 void EngineState::open_gradient(UnitId unit, const Execution& exec, GradientMode mode) {
   require_alive();
   check_unit(unit);
@@ -43,7 +59,7 @@ void EngineState::open_gradient(UnitId unit, const Execution& exec, GradientMode
                        .found = "overwrite of a slot that holds another scope's sums"});
   }
   if (here.needs_gradient_slot && !holds_sums) {
-    const int index = gradient_slot_of(-1);
+    const int index = free_gradient_slot();
     if (index < 0) {
       std::string holders;
       for (const GradientSlot& slot : gradient_slots_) {
@@ -128,6 +144,7 @@ void EngineState::close_gradient(UnitId unit, const std::vector<Execution>& user
   }
   if (on_device()) slot.free = groups_.reduce().gradients_read();
   slot.unit = -1;
+  slot.reductions = ++reductions_;
   here.reduced = true;
   if (last_announced_) advance_hop2(false);
 }
