@@ -48,8 +48,10 @@ void share_cores_evenly([[maybe_unused]] MPI_Comm comm) {
 Times race(MPI_Comm comm, std::span<const Runner> runners, int rounds, int warm_ups) {
   Times times(runners.size());
   for (int round = -warm_ups; round < rounds; ++round) {
+    const auto number = static_cast<std::size_t>(round + warm_ups);
     for (std::size_t i = 0; i < runners.size(); ++i) {
-      const std::size_t turn = (i + static_cast<std::size_t>(round + warm_ups)) % runners.size();
+      const std::size_t step = number % 2 == 0 ? i : runners.size() - i;
+      const std::size_t turn = (number + step) % runners.size();
       const Runner& runner = runners[turn];
       if (runner.prepare) runner.prepare();
       MPI_Barrier(comm);

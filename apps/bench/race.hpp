@@ -32,7 +32,8 @@ using Times = std::vector<std::vector<double>>;
 void share_cores_evenly(MPI_Comm comm);
 
 /// Times the runners in turn, round after round, so that what else the machine does hits all alike;
-/// each round begins with another one. A barrier lies before each timing. Collective over `comm`.
+/// each round begins with another one and goes the other way round than the last, so that each
+/// comes after every other as often. A barrier lies before each timing. Collective over `comm`.
 /// \param warm_ups  rounds before, which are not counted: the first pass of an engine is recorded
 ///                  and the second is the first to follow it; MPI opens its connections in the
 ///                  first call

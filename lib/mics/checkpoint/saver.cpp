@@ -76,7 +76,7 @@ std::uint64_t hash_blocks(std::uint64_t hash, const std::byte* data, std::int64_
   const std::int64_t count = detail::crc_blocks(bytes);
   std::vector<std::uint32_t> crcs(static_cast<std::size_t>(count));
   std::uint32_t* const out = crcs.data();
-  const auto one = [=, &then](std::int64_t block) {
+  const auto read_block = [=, &then](std::int64_t block) {
     const std::int64_t begin = block * detail::crc_block_bytes;
     const std::int64_t end = std::min(bytes, begin + detail::crc_block_bytes);
     out[block] = crc32c({data + begin, static_cast<std::size_t>(end - begin)});
@@ -84,10 +84,11 @@ std::uint64_t hash_blocks(std::uint64_t hash, const std::byte* data, std::int64_
   };
   using Host = Kokkos::DefaultHostExecutionSpace;
   if (count > 1 && Host().concurrency() > 1) {
-    Kokkos::parallel_for("mics::checkpoint::hash_blocks", Kokkos::RangePolicy<Host>(0, count), one);
+    Kokkos::parallel_for("mics::checkpoint::hash_blocks", Kokkos::RangePolicy<Host>(0, count),
+                         read_block);
     Host().fence("mics::checkpoint::hash_blocks: blocks are complete");
   } else {
-    for (std::int64_t block = 0; block < count; ++block) one(block);
+    for (std::int64_t block = 0; block < count; ++block) read_block(block);
   }
   for (const std::uint32_t crc : crcs) hash = hash_combine(hash, crc);
   return hash;
@@ -117,9 +118,8 @@ std::uint64_t replicated_checksum(const StoredState& state, int tau,
       hash = hash_blocks(hash, source.data, bytes, copy);
       continue;
     }
-    // Beside writes. Gives way between blocks: on a machine whose cores are all ranks', the threads
-    // that feed the disk come first.
-    // A block for each thread at once; the sum does not depend on how many those are.
+    // Beside writes, a block for each thread at once. Gives way between them: on a machine whose
+    // cores are all ranks', the threads that feed the disk come first.
     const std::int64_t step =
         detail::crc_block_bytes * Kokkos::DefaultHostExecutionSpace().concurrency();
     for (std::int64_t done = 0; done < bytes; done += step) {
