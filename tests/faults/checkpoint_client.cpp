@@ -24,6 +24,7 @@
 // the shard size, which may change from run to run.
 #include "fault_calls.h"
 #include <mics/checkpoint/verify.hpp>
+#include <mics/comm/watchdog.hpp>
 #include <mics/mics.hpp>
 
 #include <Kokkos_Core.hpp>
@@ -472,11 +473,23 @@ int run(const std::vector<std::string>& words) {
   throw std::runtime_error("checkpoint_client sweep|check|train WORDS");
 }
 
+// As the program does: where a rank is killed while the job starts, Open MPI's launcher may leave
+// the others waiting in MPI_Init for ever.
+void start(int& argc, char**& argv) {
+  const mics::comm::Watchdog watchdog("start of the client", std::chrono::seconds(60),
+                                      [](const std::string& line) {
+                                        std::fprintf(stderr, "%s\n", line.c_str());
+                                        std::_Exit(2);
+                                      });
+  int provided = MPI_THREAD_SINGLE;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  int provided = MPI_THREAD_SINGLE;
-  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
+  start(argc, argv);
   int status = 2;
   {
     const Kokkos::ScopeGuard kokkos(argc, argv);

@@ -61,7 +61,7 @@ class Launch:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=dict(os.environ, MICS_TEST_RUN=self.mark),
+                env=dict(os.environ, MICS_TEST_RUN=self.mark, MICS_START_LIMIT="60"),
             )
         self.started = time.monotonic()
 
