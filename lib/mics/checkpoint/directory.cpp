@@ -26,17 +26,6 @@ std::string this_process() {
   return std::string(host.data()) + ", process " + std::to_string(::getpid());
 }
 
-std::vector<std::string> entries_of(const std::filesystem::path& directory) {
-  std::error_code error;
-  std::vector<std::string> names;
-  std::filesystem::directory_iterator entry(directory, error);
-  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
-    names.push_back(entry->path().filename().string());
-  }
-  if (error) raise_io("list it", directory, error.value());
-  return names;
-}
-
 void write_file(SystemCalls& calls, const std::filesystem::path& path,
                 std::span<const std::byte> data) {
   File file(calls, path, Access::write);
@@ -46,6 +35,20 @@ void write_file(SystemCalls& calls, const std::filesystem::path& path,
 }
 
 }  // namespace
+
+std::vector<std::string> entries_of(const std::filesystem::path& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  do {  // from the start where a signal interrupts it
+    names.clear();
+    std::filesystem::directory_iterator entry(directory, error);
+    for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+      names.push_back(entry->path().filename().string());
+    }
+  } while (error == std::errc::interrupted);
+  if (error) raise_io("list it", directory, error.value());
+  return names;
+}
 
 std::string step_name(std::int64_t step) {
   std::array<char, 32> text{};

@@ -21,6 +21,9 @@ namespace mics::checkpoint {
 /// The step of a folder's name; none if it is no such name.
 [[nodiscard]] std::optional<std::int64_t> parse_step_name(std::string_view name);
 
+/// Names of what is in a directory, in any order. Local. \throws IoError if it cannot be listed
+[[nodiscard]] std::vector<std::string> entries_of(const std::filesystem::path& directory);
+
 /// Steps that have a folder in `directory`, newest first; committed, but not verified. A directory
 /// that is not there has none. Local. \throws IoError if it cannot be read
 [[nodiscard]] std::vector<std::int64_t> list_steps(const std::filesystem::path& directory);

@@ -8,7 +8,6 @@
 #include <mics/checkpoint/verify.hpp>
 
 #include <algorithm>
-#include <system_error>
 
 namespace mics::checkpoint {
 namespace {
@@ -40,13 +39,7 @@ std::vector<std::string> verify(SystemCalls& calls, const std::filesystem::path&
     problems.push_back(object + ": expected " + expected + ", found " + found);
   };
 
-  std::vector<std::string> present;
-  std::error_code error;
-  std::filesystem::directory_iterator entry(folder, error);
-  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
-    present.push_back(entry->path().filename().string());
-  }
-  if (error) raise_io("list it", folder, error.value());
+  std::vector<std::string> present = entries_of(folder);
   std::sort(present.begin(), present.end());
   const auto is_present = [&](std::string_view name) {
     return std::binary_search(present.begin(), present.end(), name);
