@@ -255,9 +255,12 @@ int prune(const Options& options) {
 
 int export_step(const Options& options) {
   return on_step(options.directory, options.step, [&](const Checkpoint& checkpoint) {
-    const int tensors = export_safetensors(checkpoint, options.array, options.output);
-    std::cout << tensors << " tensors of step " << checkpoint.state().step << " in "
-              << options.output << '\n';
+    const std::string output = options.output.empty()
+                                   ? step_name(checkpoint.state().step) + ".safetensors"
+                                   : options.output;
+    const int tensors = export_safetensors(checkpoint, options.array, output);
+    std::cout << tensors << " tensors of step " << checkpoint.state().step << " in " << output
+              << '\n';
     return 0;
   });
 }
@@ -395,7 +398,8 @@ void add_checkpoint(CLI::App& app, const Session& session, Action& action) {
 
   command = add("export", "Writes the tensors of a step into one file", export_step);
   add_step(command);
-  command->add_option("OUTPUT", options->output, "The file")->required();
+  command->add_option("OUTPUT", options->output,
+                      "The file; default: step-<n>.safetensors in the working directory");
   command->add_option("--format", options->format, "safetensors")
       ->check(CLI::IsMember({"safetensors"}))
       ->capture_default_str();

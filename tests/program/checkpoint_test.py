@@ -14,12 +14,13 @@ import unittest
 MICS, SAMPLE, MEANWHILE = sys.argv[1:4]
 
 
-def mics(*words, environment=None):
+def mics(*words, environment=None, directory=None):
     return subprocess.run(
         [MICS, "checkpoint", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=directory,
         env=dict(os.environ, **(environment or {})),
     )
 
@@ -211,6 +212,13 @@ class Checkpoint(unittest.TestCase):
                 self.assertEqual(data[begin:end], bits[int(offset) :][: end - begin], path)
             seen += 1
         self.assertEqual(seen, len(header))
+
+    def test_an_export_without_a_name_has_that_of_its_step(self):
+        result = mics("export", "a", "--format", "safetensors", directory=self.folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        mics("export", self.folder / "a", self.folder / "named")
+        own = self.folder / "step-000000012.safetensors"
+        self.assertEqual(own.read_bytes(), (self.folder / "named").read_bytes())
 
     def test_export_does_not_depend_on_the_layout(self):
         for name in "ab":
