@@ -61,7 +61,8 @@ std::string rate_text(double bytes, double time) {
   return number_text(bytes / time * 1e-9, 1, 7) + " GB/s";
 }
 
-// Gathers and reductions of units of one size, back to back, beside the bare calls.
+// Gathers and reductions of units of one size, back to back, beside the bare calls between as many
+// shards and buffers.
 void measure_collectives(const Session& session, const Options& options, std::int64_t bytes,
                          Results& results) {
   // Many small ones: what a pass costs once, as the wait for its end, is not theirs.
@@ -71,7 +72,7 @@ void measure_collectives(const Session& session, const Options& options, std::in
   Config config = device_config(options);
   config.optimizer = {.kind = OptimizerKind::sgd, .learning_rate = 0};
   Engine engine(session.world(), units.model, config);
-  RawDevice raw(session.world(), bytes);
+  RawDevice raw(session.world(), bytes, config.slots, count);
   const Execution exec;
 
   const auto gather = [&] {

@@ -27,8 +27,10 @@ PROCESSES = int(os.environ.get("MICS_TEST_PROCESSES", "20"))
 
 
 def query(what):
-    """One number of each GPU, as the driver tells it."""
+    """One number of each GPU that may be used here, as the driver tells it."""
     command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command += ["-i", visible]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [int(re.match(r"\d+", line)[0]) for line in lines.splitlines()]
 

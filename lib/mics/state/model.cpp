@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/base/json_reader.hpp>
-#include <mics/base/random.hpp>
 #include <mics/state/model.hpp>
 
 #include <array>
@@ -59,82 +58,82 @@ void require_utf8(const std::string& object, std::string_view name,
                        where);
 }
 
+template <class Function>
+Function not_empty(Function function,
+                   std::source_location where = std::source_location::current()) {
+  if (function) return function;
+  raise<ArgumentError>(
+      {.object = "initial values", .expected = "a function", .found = "an empty one"}, where);
+}
+
 }  // namespace
 
 Init Init::constant(double value) {
   Init init;
-  init.a_ = value;
+  init.draw_ = {.kind = Draw::Kind::constant, .a = value};
   return init;
 }
 
 Init Init::normal(double standard_deviation) {
   Init init;
-  init.kind_ = Kind::normal;
-  init.a_ = standard_deviation;
+  init.draw_ = {.kind = Draw::Kind::normal, .a = standard_deviation};
   return init;
 }
 
 Init Init::uniform(double low, double high) {
   Init init;
-  init.kind_ = Kind::uniform;
-  init.a_ = low;
-  init.b_ = high;
+  init.draw_ = {.kind = Draw::Kind::uniform, .a = low, .b = high - low};
   return init;
 }
 
 Init Init::function(std::function<double(std::int64_t)> value) {
   Init init;
-  init.kind_ = Kind::function;
-  init.function_ = std::move(value);
+  init.function_ = not_empty(std::move(value));
   return init;
 }
 
 Init Init::complex_function(std::function<std::complex<double>(std::int64_t)> value) {
   Init init;
-  init.kind_ = Kind::complex_function;
-  init.complex_function_ = std::move(value);
+  init.complex_function_ = not_empty(std::move(value));
   return init;
 }
 
+std::optional<Draw> Init::draw(bool complex) const {
+  if (function_ || complex_function_) return std::nullopt;
+  Draw draw = draw_;
+  if (complex && draw.kind == Draw::Kind::constant) draw.kind = Draw::Kind::real;
+  if (complex && draw.kind == Draw::Kind::normal) draw.a *= std::numbers::sqrt2 / 2;
+  return draw;
+}
+
 double Init::operator()(std::uint64_t seed, ParameterId parameter, std::int64_t index) const {
-  const RandomStream stream{seed, static_cast<std::uint64_t>(parameter.value)};
-  switch (kind_) {
-    case Kind::constant:
-      return a_;
-    case Kind::normal:
-      return a_ * stream.normal(static_cast<std::uint64_t>(index));
-    case Kind::uniform:
-      return a_ + (b_ - a_) * stream.uniform(static_cast<std::uint64_t>(index));
-    case Kind::function:
-      return function_(index);
-    case Kind::complex_function:
-      break;
-  }
-  return complex_function_(index).real();
+  if (function_) return function_(index);
+  if (complex_function_) return complex_function_(index).real();
+  return draw_(initial_stream(seed, parameter), static_cast<std::uint64_t>(index));
 }
 
 std::complex<double> Init::complex_value(std::uint64_t seed, ParameterId parameter,
                                          std::int64_t index) const {
-  if (kind_ == Kind::complex_function) return complex_function_(index);
-  if (kind_ == Kind::constant || kind_ == Kind::function) return (*this)(seed, parameter, index);
-  const double scale = kind_ == Kind::normal ? std::numbers::sqrt2 / 2 : 1;
-  return {scale * (*this)(seed, parameter, 2 * index),
-          scale * (*this)(seed, parameter, 2 * index + 1)};
+  if (complex_function_) return complex_function_(index);
+  if (function_) return function_(index);
+  const Draw parts = *draw(true);
+  const RandomStream stream = initial_stream(seed, parameter);
+  const std::uint64_t real = 2 * static_cast<std::uint64_t>(index);
+  return {parts(stream, real), parts(stream, real + 1)};
 }
 
 std::string Init::describe() const {
-  switch (kind_) {
-    case Kind::constant:
-      return "constant " + exact(a_);
-    case Kind::normal:
-      return "normal " + exact(a_);
-    case Kind::uniform:
-      return "uniform " + exact(a_) + " " + exact(b_);
-    case Kind::function:
-    case Kind::complex_function:
+  if (function_ || complex_function_) return "function";
+  switch (draw_.kind) {
+    case Draw::Kind::normal:
+      return "normal " + exact(draw_.a);
+    case Draw::Kind::uniform:
+      return "uniform " + exact(draw_.a) + " " + exact(draw_.b);
+    case Draw::Kind::constant:
+    case Draw::Kind::real:
       break;
   }
-  return "function";
+  return "constant " + exact(draw_.a);
 }
 
 const Model::Unit& Model::unit_of(UnitId unit) const {
@@ -231,22 +230,6 @@ std::string Model::describe() const {
             (o.layout == MemoryLayout::right ? " right " : " left ") + o.init.describe() + '\n';
   }
   return text;
-}
-
-std::int64_t element_index(const std::vector<std::int64_t>& shape, MemoryLayout layout,
-                           std::int64_t position) {
-  if (layout == MemoryLayout::right) return position;
-  // Column-major: the first index runs fastest.
-  std::int64_t index = 0;
-  std::int64_t rest = position;
-  std::int64_t stride = 1;
-  for (const std::int64_t extent : shape) stride *= extent;
-  for (const std::int64_t extent : shape) {
-    stride /= extent;
-    index += rest % extent * stride;
-    rest /= extent;
-  }
-  return index;
 }
 
 }  // namespace mics

@@ -2,6 +2,10 @@
 #pragma once
 
 #include <mics/base/dtype.hpp>
+#include <mics/base/random.hpp>
+
+#include <Kokkos_Macros.hpp>
+#include <Kokkos_MathematicalFunctions.hpp>
 
 #include <complex>
 #include <cstdint>
@@ -31,6 +35,34 @@ struct ParameterId {
 /// row-major, on every platform the default; `left` is column-major.
 enum class MemoryLayout : std::uint8_t { right, left };
 
+/// A random or constant initial value as a function that kernels can evaluate: the same bits on
+/// every host and device.
+struct Draw {
+  /// `real`: a constant of a complex parameter, whose imaginary parts are 0.
+  enum class Kind : std::uint8_t { constant, real, normal, uniform };
+
+  Kind kind = Kind::constant;
+  double a = 0;  ///< the constant, the standard deviation or the lower end
+  double b = 0;  ///< the upper end less the lower one
+
+  /// Value of number `index` of the stream of a parameter: a row-major index, of a complex
+  /// parameter of its real and imaginary parts in turn.
+  [[nodiscard]] KOKKOS_FORCEINLINE_FUNCTION double operator()(const RandomStream& stream,
+                                                              std::uint64_t index) const {
+    switch (kind) {
+      case Kind::normal:
+        return a * stream.normal(index);
+      case Kind::uniform:
+        return Kokkos::fma(b, stream.uniform(index), a);
+      case Kind::real:
+        return index % 2 == 0 ? a : 0;
+      case Kind::constant:
+        break;
+    }
+    return a;
+  }
+};
+
 /// The value of each element as a function of its row-major index, so that every rank computes its
 /// own elements, whatever the layout, and nothing is broadcast.
 class Init {
@@ -42,7 +74,8 @@ class Init {
   [[nodiscard]] static Init normal(double standard_deviation);
   /// Uniform in [low, high), from the same generator.
   [[nodiscard]] static Init uniform(double low, double high);
-  /// Any function of the row-major element index: the same on every rank, called from any thread.
+  /// Any function of the row-major element index: the same on every rank, called from any thread
+  /// of the host. \throws ArgumentError if it is empty
   [[nodiscard]] static Init function(std::function<double(std::int64_t)> value);
   /// The same for complex parameters.
   [[nodiscard]] static Init complex_function(
@@ -55,14 +88,14 @@ class Init {
   /// parts together, `uniform` draws each part, the others are real.
   [[nodiscard]] std::complex<double> complex_value(std::uint64_t seed, ParameterId parameter,
                                                    std::int64_t index) const;
+  /// The values of a parameter, complex or not, as one that kernels can evaluate; nothing for
+  /// functions.
+  [[nodiscard]] std::optional<Draw> draw(bool complex) const;
   /// One line that tells two initializers apart, as far as they can be: a function is opaque.
   [[nodiscard]] std::string describe() const;
 
  private:
-  enum class Kind : std::uint8_t { constant, normal, uniform, function, complex_function };
-  Kind kind_ = Kind::constant;
-  double a_ = 0;
-  double b_ = 0;
+  Draw draw_;  // of a parameter that is not complex, where there is no function
   std::function<double(std::int64_t)> function_;
   std::function<std::complex<double>(std::int64_t)> complex_function_;
 };
@@ -136,8 +169,31 @@ class Model {
   std::unordered_map<std::string, UnitId> parameter_names_;  // whole names
 };
 
+/// The stream that a parameter's initial values are drawn from.
+[[nodiscard]] constexpr RandomStream initial_stream(std::uint64_t seed, ParameterId parameter) {
+  return {seed, static_cast<std::uint64_t>(parameter.value)};
+}
+
 /// Row-major index of the element at `position` in the memory of a parameter.
-[[nodiscard]] std::int64_t element_index(const std::vector<std::int64_t>& shape,
-                                         MemoryLayout layout, std::int64_t position);
+[[nodiscard]] KOKKOS_INLINE_FUNCTION std::int64_t element_index(const std::int64_t* shape, int rank,
+                                                                MemoryLayout layout,
+                                                                std::int64_t position) {
+  if (layout == MemoryLayout::right) return position;
+  // Column-major: the first index runs fastest.
+  std::int64_t index = 0;
+  std::int64_t rest = position;
+  std::int64_t stride = 1;
+  for (int i = 0; i < rank; ++i) stride *= shape[i];
+  for (int i = 0; i < rank; ++i) {
+    stride /= shape[i];
+    index += rest % shape[i] * stride;
+    rest /= shape[i];
+  }
+  return index;
+}
+[[nodiscard]] inline std::int64_t element_index(const std::vector<std::int64_t>& shape,
+                                                MemoryLayout layout, std::int64_t position) {
+  return element_index(shape.data(), static_cast<int>(shape.size()), layout, position);
+}
 
 }  // namespace mics

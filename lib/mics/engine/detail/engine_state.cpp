@@ -335,36 +335,31 @@ void EngineState::allocate() {
 
 void EngineState::initialize() {
   const int tau = plan_.layout().place(world_.rank()).shard;
-  std::vector<std::byte> host_master;
-  std::vector<std::byte> host_compute;
   for (int b = 0; b < plan_.flat().buffer_count(); ++b) {
     const state::FlatBuffer& buffer = flat(b);
     Buffer& here = at(b);
     const bool separate = buffer.trainable && !plan_.master_is_compute(b);
-    const std::int64_t count = buffer.flat.shard_count();
-    const std::int64_t master_bytes = separate ? count * bytes_of(plan_.master_dtype(b)) : 0;
-    const std::int64_t compute_bytes = count * bytes_of(buffer.dtype);
-    void* master = separate ? here.master_weights : nullptr;
-    void* compute = here.compute;
+    const layout::Interval shard = buffer.flat.shard(tau);
+    const DType master_dtype = plan_.master_dtype(b);
+    void* const master = separate ? here.master_weights : nullptr;
     if (on_device()) {
-      host_master.assign(static_cast<std::size_t>(master_bytes), std::byte{0});
-      host_compute.assign(static_cast<std::size_t>(compute_bytes), std::byte{0});
-      master = separate ? host_master.data() : nullptr;
-      compute = host_compute.data();
+      state::initialize(exec_, model_, buffer, shard, config_.seed, master, master_dtype,
+                        here.compute);
+    } else {
+      state::initialize(model_, buffer, shard, config_.seed, master, master_dtype, here.compute);
     }
-    state::initialize(model_, buffer, buffer.flat.shard(tau), config_.seed, master,
-                      plan_.master_dtype(b), compute);
-    const void* weights = separate ? master : compute;
-    const std::int64_t weight_bytes = separate ? master_bytes : compute_bytes;
-    if (on_device()) {
-      if (separate) copy_in(here.master_weights, master, master_bytes);
-      copy_in(here.compute, compute, compute_bytes);
-    }
+    const void* const weights = separate ? master : here.compute;
+    const std::int64_t bytes = shard.length * bytes_of(separate ? master_dtype : buffer.dtype);
     for (std::size_t i = 0; i < here.states.size(); ++i) {
       if (state_specs_[i].initial != optim::InitialState::weights) continue;
-      copy_in(static_cast<std::byte*>(here.states[i]), weights, weight_bytes);
+      if (on_device()) {
+        device::copy(exec_, here.states[i], weights, bytes);
+      } else {
+        std::memcpy(here.states[i], weights, static_cast<std::size_t>(bytes));
+      }
     }
   }
+  if (on_device()) exec_.fence("mics::detail::EngineState::initialize");
 }
 
 void EngineState::require_alive() {
