@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <Kokkos_Array.hpp>
 #include <Kokkos_BitManipulation.hpp>
 #include <Kokkos_MathematicalFunctions.hpp>
 
@@ -8,25 +9,11 @@
 
 namespace mics {
 
-/// Random bits. std::array has no functions for devices.
-template <int count>
-struct RandomWords {
-  std::uint32_t word[count];
-
-  [[nodiscard]] KOKKOS_FORCEINLINE_FUNCTION constexpr std::uint32_t operator[](int i) const {
-    return word[i];
-  }
-  [[nodiscard]] KOKKOS_FORCEINLINE_FUNCTION constexpr std::uint32_t& operator[](int i) {
-    return word[i];
-  }
-  friend bool operator==(const RandomWords&, const RandomWords&) = default;
-};
-
 /// Philox4x32-10: 128 random bits that depend only on (key, counter), so that any rank can draw any
 /// element of any stream without having drawn the ones before.
 /// Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
-[[nodiscard]] KOKKOS_FORCEINLINE_FUNCTION constexpr RandomWords<4> philox(RandomWords<4> counter,
-                                                                          RandomWords<2> key) {
+[[nodiscard]] KOKKOS_FORCEINLINE_FUNCTION constexpr Kokkos::Array<std::uint32_t, 4> philox(
+    Kokkos::Array<std::uint32_t, 4> counter, Kokkos::Array<std::uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = 0xD2511F53ULL * counter[0];
     const std::uint64_t b = 0xCD9E8D57ULL * counter[2];
@@ -119,7 +106,7 @@ struct RandomStream {
   std::uint64_t stream = 0;  ///< a parameter, a data set, a purpose
 
   /// 128 bits for element `index`.
-  [[nodiscard]] KOKKOS_FORCEINLINE_FUNCTION constexpr RandomWords<4> bits(
+  [[nodiscard]] KOKKOS_FORCEINLINE_FUNCTION constexpr Kokkos::Array<std::uint32_t, 4> bits(
       std::uint64_t index) const {
     return philox({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
                    static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)},

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
 #include <mics/base/hash.hpp>
+#include <mics/base/host_blocks.hpp>
 #include <mics/checkpoint/crc32c.hpp>
 #include <mics/checkpoint/detail/copy_past_caches.hpp>
 #include <mics/checkpoint/detail/manifest.hpp>
@@ -73,23 +74,14 @@ void make_copies(std::span<const Copy> copies, const std::byte* begin, const std
 template <class Then>
 std::uint64_t hash_blocks(std::uint64_t hash, const std::byte* data, std::int64_t bytes,
                           const Then& then) {
-  const std::int64_t count = detail::crc_blocks(bytes);
-  std::vector<std::uint32_t> crcs(static_cast<std::size_t>(count));
+  std::vector<std::uint32_t> crcs(static_cast<std::size_t>(detail::crc_blocks(bytes)));
   std::uint32_t* const out = crcs.data();
-  const auto read_block = [=, &then](std::int64_t block) {
-    const std::int64_t begin = block * detail::crc_block_bytes;
-    const std::int64_t end = std::min(bytes, begin + detail::crc_block_bytes);
-    out[block] = crc32c({data + begin, static_cast<std::size_t>(end - begin)});
-    then(begin, end);
-  };
-  using Host = Kokkos::DefaultHostExecutionSpace;
-  if (count > 1 && Host().concurrency() > 1) {
-    Kokkos::parallel_for("mics::checkpoint::hash_blocks", Kokkos::RangePolicy<Host>(0, count),
-                         read_block);
-    Host().fence("mics::checkpoint::hash_blocks: blocks are complete");
-  } else {
-    for (std::int64_t block = 0; block < count; ++block) read_block(block);
-  }
+  for_host_blocks("mics::checkpoint::hash_blocks", bytes, detail::crc_block_bytes,
+                  [=, &then](std::int64_t begin, std::int64_t end) {
+                    out[begin / detail::crc_block_bytes] =
+                        crc32c({data + begin, static_cast<std::size_t>(end - begin)});
+                    then(begin, end);
+                  });
   for (const std::uint32_t crc : crcs) hash = hash_combine(hash, crc);
   return hash;
 }

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/hash.hpp>
+#include <mics/base/host_blocks.hpp>
 #include <mics/state/checksum.hpp>
-#include <mics/state/for_blocks.hpp>
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstring>
@@ -42,17 +41,10 @@ std::vector<std::uint64_t> block_checksums(const void* data, std::int64_t bytes)
   std::vector<std::uint64_t> checksums(static_cast<std::size_t>(count));
   std::uint64_t* const out = checksums.data();
   const auto* const from = static_cast<const std::byte*>(data);
-  const auto one = [=](std::int64_t block) {
-    const std::int64_t begin = block * checksum_block_bytes;
-    out[block] = hash_block(from + begin, std::min(checksum_block_bytes, bytes - begin));
-  };
-  using Host = Kokkos::DefaultHostExecutionSpace;
-  if (count > 1 && Host().concurrency() > 1) {
-    Kokkos::parallel_for("mics::state::block_checksums", Kokkos::RangePolicy<Host>(0, count), one);
-    Host().fence("mics::state::block_checksums: blocks are complete");
-  } else {
-    for (std::int64_t block = 0; block < count; ++block) one(block);
-  }
+  for_host_blocks("mics::state::block_checksums", bytes, checksum_block_bytes,
+                  [=](std::int64_t begin, std::int64_t end) {
+                    out[begin / checksum_block_bytes] = hash_block(from + begin, end - begin);
+                  });
   return checksums;
 }
 

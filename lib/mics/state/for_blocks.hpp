@@ -2,8 +2,7 @@
 #pragma once
 
 #include <mics/base/dtype.hpp>
-
-#include <Kokkos_Core.hpp>
+#include <mics/base/host_blocks.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -27,17 +26,7 @@ inline constexpr std::int64_t block_count = 4096;
 /// are done.
 template <class Body>
 void for_blocks(const std::string& label, std::int64_t count, const Body& body) {
-  using Host = Kokkos::DefaultHostExecutionSpace;
-  const std::int64_t blocks = blocks_of(count);
-  const auto block = [=](std::int64_t b) {
-    body(b * block_count, std::min(count, (b + 1) * block_count));
-  };
-  if (blocks > 1 && Host().concurrency() > 1) {
-    Kokkos::parallel_for(label, Kokkos::RangePolicy<Host>(0, blocks), block);
-    Host().fence(label + ": blocks are complete");
-  } else {
-    for (std::int64_t b = 0; b < blocks; ++b) block(b);
-  }
+  for_host_blocks(label, count, block_count, body);
 }
 
 /// Sets `bytes` bytes of host memory to zero.

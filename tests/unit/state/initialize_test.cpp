@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mics/base/error.hpp>
+#include <mics/base/random.hpp>
 #include <mics/state/initialize.hpp>
 #include <support/device_array.hpp>
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <complex>
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <vector>
 
-// The initial values of a device beside those of the host, which other tests compare with Init.
+// The initial values of the host beside the formulas, those of a device beside the host's.
 
 namespace mics::state {
 namespace {
 
 using test::DeviceArray;
+
+double line(std::int64_t i) { return 1e-3 * static_cast<double>(i % 1009); }
+std::complex<double> wave(std::int64_t i) {
+  return {0.5 * static_cast<double>(i), -0.25 * static_cast<double>(i)};
+}
 
 // Every kind of initial value in every layout, with more elements than a part of the host's has.
 Model varied_model(DType dtype) {
@@ -28,8 +34,6 @@ Model varied_model(DType dtype) {
         unit, name, std::move(shape),
         {.init = std::move(init), .dtype = dtype, .complex = complex, .layout = layout});
   };
-  const auto wave = [](std::int64_t i) { return std::complex<double>(0.5 * i, -0.25 * i); };
-  const auto line = [](std::int64_t i) { return 1e-3 * static_cast<double>(i % 1009); };
   add("normal", {3, 41, 67}, Init::normal(0.02));
   add("normal left", {5, 7, 11, 3}, Init::normal(2), MemoryLayout::left);
   add("uniform", {4099}, Init::uniform(-0.3, 0.7));
@@ -83,6 +87,60 @@ void compare(DType dtype, DType master_dtype, int shards) {
     expect_same_bits(host_compute, device_compute.get(), "compute, " + what);
     EXPECT_NE(host_master, master);
   }
+}
+
+// Element `position` of a column-major array of 2 or more extents, in row-major order.
+std::int64_t row_major(const std::vector<std::int64_t>& shape, std::int64_t position) {
+  std::vector<std::int64_t> index;
+  for (const std::int64_t extent : shape) {
+    index.push_back(position % extent);
+    position /= extent;
+  }
+  std::int64_t result = 0;
+  for (std::size_t d = 0; d < shape.size(); ++d) result = result * shape[d] + index[d];
+  return result;
+}
+
+TEST(InitializeTest, EveryKindHasTheValuesOfItsFormulaAtItsElements) {
+  const Model model = varied_model(DType::fp64);
+  const FlatModel flat(model, DType::bf16, 1, 1, {});
+  const FlatBuffer& buffer = flat.buffer(0);
+  std::vector<double> values(static_cast<std::size_t>(buffer.flat.count()));
+  initialize(model, buffer, buffer.flat.shard(0), 99, values.data(), DType::fp64, nullptr);
+
+  int checked = 0;
+  for (std::size_t p = 0; p < buffer.parameters.size(); ++p) {
+    const ParameterSpec& spec = model.spec(buffer.parameters[p]);
+    const layout::Interval place = buffer.flat.parameter(static_cast<std::int64_t>(p));
+    const RandomStream stream{99, static_cast<std::uint64_t>(buffer.parameters[p].value)};
+    const int parts = spec.options.complex ? 2 : 1;
+    const bool left = spec.options.layout == MemoryLayout::left;
+    ASSERT_EQ(place.length, spec.count * parts) << spec.name;
+    for (std::int64_t i = 0; i < place.length; ++i) {
+      const std::int64_t element = left ? row_major(spec.shape, i / parts) : i / parts;
+      const auto part = static_cast<int>(i % parts);
+      const auto number = static_cast<std::uint64_t>(element * parts + part);
+      const double value = values[static_cast<std::size_t>(place.offset + i)];
+      const std::string& name = spec.name;
+      double expected = 0;
+      if (name == "u/normal") expected = 0.02 * stream.normal(number);
+      if (name == "u/normal left") expected = 2 * stream.normal(number);
+      if (name == "u/uniform") expected = -0.3 + stream.uniform(number);
+      if (name == "u/uniform left") expected = 1 + 2 * stream.uniform(number);
+      if (name == "u/constant") expected = -1.25;
+      if (name == "u/scalar") expected = stream.normal(0);
+      if (name == "u/function" || name == "u/function left") expected = line(element);
+      if (name == "u/complex normal") expected = std::sqrt(0.5) * stream.normal(number);
+      if (name == "u/complex uniform") expected = stream.uniform(number);
+      if (name == "u/complex ones") expected = part == 0 ? 1 : 0;
+      if (name == "u/complex function") {
+        expected = part == 0 ? wave(element).real() : wave(element).imag();
+      }
+      ASSERT_NEAR(value, expected, 1e-15 * (1 + std::abs(expected))) << name << ", scalar " << i;
+      checked += expected != 0 ? 1 : 0;
+    }
+  }
+  EXPECT_GT(checked, 1'060'000);
 }
 
 TEST(InitializeTest, ADeviceHasTheBitsOfTheHost) {

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mics/base/host_blocks.hpp>
 #include <mics/base/rounding.hpp>
 #include <mics/comm/detail/sum.hpp>
 
-#include <Kokkos_Core.hpp>
-
-#include <algorithm>
 #include <array>
 #include <type_traits>
 
@@ -32,44 +30,31 @@ void load_block(const Source* source, Sum factor, Sum* partial, std::int64_t n) 
   }
 }
 
-// Calls `body(begin, end)` for blocks of [0, count), on all threads where there are several.
-template <class Body>
-void for_each_block(const char* label, std::int64_t count, const Body& body) {
-  const std::int64_t blocks = (count + block - 1) / block;
-  const auto one = [=](std::int64_t b) { body(b * block, std::min(count, (b + 1) * block)); };
-  using Host = Kokkos::DefaultHostExecutionSpace;
-  if (blocks > 1 && Host().concurrency() > 1) {
-    Kokkos::parallel_for(label, Kokkos::RangePolicy<Host>(0, blocks), one);
-    Kokkos::fence("mics::comm: sums are complete before the staging is reused");
-  } else {
-    for (std::int64_t b = 0; b < blocks; ++b) one(b);
-  }
-}
-
 template <class Source, class Sum, class Result>
 void sum_typed(std::span<const void* const> sources, Sum factor, Result* result, std::int64_t count,
                SumMode mode) {
-  for_each_block("mics::comm::sum_in_order", count, [=](std::int64_t begin, std::int64_t end) {
-    std::array<Sum, block> partial;
-    const std::int64_t n = end - begin;
-    load_block(static_cast<const Source*>(sources[0]) + begin, factor, partial.data(), n);
-    for (std::size_t s = 1; s < sources.size(); ++s) {
-      add_block(static_cast<const Source*>(sources[s]) + begin, factor, partial.data(), n);
-    }
-    Result* out = result + begin;
-    if constexpr (std::is_same_v<Sum, Result>) {
-      if (mode == SumMode::add) {
-        for (std::int64_t i = 0; i < n; ++i) out[i] += partial[static_cast<std::size_t>(i)];
-        return;
-      }
-    } else if (mode == SumMode::add) {
-      for (std::int64_t i = 0; i < n; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        partial[at] = static_cast<Sum>(out[i]) + partial[at];
-      }
-    }
-    round_all(partial.data(), out, n);
-  });
+  for_host_blocks(
+      "mics::comm::sum_in_order", count, block, [=](std::int64_t begin, std::int64_t end) {
+        std::array<Sum, block> partial;
+        const std::int64_t n = end - begin;
+        load_block(static_cast<const Source*>(sources[0]) + begin, factor, partial.data(), n);
+        for (std::size_t s = 1; s < sources.size(); ++s) {
+          add_block(static_cast<const Source*>(sources[s]) + begin, factor, partial.data(), n);
+        }
+        Result* out = result + begin;
+        if constexpr (std::is_same_v<Sum, Result>) {
+          if (mode == SumMode::add) {
+            for (std::int64_t i = 0; i < n; ++i) out[i] += partial[static_cast<std::size_t>(i)];
+            return;
+          }
+        } else if (mode == SumMode::add) {
+          for (std::int64_t i = 0; i < n; ++i) {
+            const auto at = static_cast<std::size_t>(i);
+            partial[at] = static_cast<Sum>(out[i]) + partial[at];
+          }
+        }
+        round_all(partial.data(), out, n);
+      });
 }
 
 // Calls `f` with the type in which elements of these dtypes are added.

@@ -352,11 +352,7 @@ void EngineState::initialize() {
     const std::int64_t bytes = shard.length * bytes_of(separate ? master_dtype : buffer.dtype);
     for (std::size_t i = 0; i < here.states.size(); ++i) {
       if (state_specs_[i].initial != optim::InitialState::weights) continue;
-      if (on_device()) {
-        device::copy(exec_, here.states[i], weights, bytes);
-      } else {
-        std::memcpy(here.states[i], weights, static_cast<std::size_t>(bytes));
-      }
+      copy_within(here.states[i], weights, bytes);
     }
   }
   if (on_device()) exec_.fence("mics::detail::EngineState::initialize");

@@ -240,6 +240,8 @@ class EngineState {
   void poison(const Execution& exec, void* data, DType dtype, std::int64_t count) const;
   void copy_out(void* host, const std::byte* data, std::int64_t bytes) const;
   void copy_in(std::byte* data, const void* host, std::int64_t bytes) const;
+  // From one array of the state to another; on a device in the order of exec_.
+  void copy_within(void* to, const void* from, std::int64_t bytes) const;
 
   // A step whose result is on its way from the device. Two are at most, when the next begins.
   class EnqueuedStep;

@@ -86,4 +86,12 @@ void EngineState::copy_in(std::byte* data, const void* host, std::int64_t bytes)
   exec_.fence("mics::detail::copy_in");
 }
 
+void EngineState::copy_within(void* to, const void* from, std::int64_t bytes) const {
+  if (on_device()) {
+    device::copy(exec_, to, from, bytes);
+  } else {
+    std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+}
+
 }  // namespace mics::detail
